@@ -27,6 +27,9 @@ pub const ANCHOR: usize = 256;
 pub const FRAME_ROOM: usize = FRAME_SIZE - ANCHOR;
 
 const CACHE_LINE: usize = 64;
+/// What lies between two slots in ordinary memory. With slots at a distance of whole pages, the packets that are sealed
+/// or opened together would use the same few sets of the first-level cache.
+const GAP: usize = 4 * CACHE_LINE;
 /// What a panic says about a frame in the wrong pool.
 const FOREIGN: &str = "a frame of another pool";
 
@@ -87,6 +90,8 @@ pub struct Pool {
     base: NonNull<u8>,
     /// Bytes of a slot.
     size: u16,
+    /// From the beginning of a slot to that of the next, in bytes.
+    stride: usize,
     free: Vec<u32>,
     /// By slot: the descriptor under which the kernel knows it.
     descs: Vec<FrameDesc>,
@@ -119,10 +124,12 @@ impl Pool {
     /// If a slot would have no bytes, or more than an IP packet, 65,535.
     pub fn heap_of(slots: u32, pages: usize) -> Self {
         let size = u16::try_from(pages * FRAME_SIZE).ok().filter(|size| *size > 0).expect("1 to 15 pages");
-        let mut heap: Box<[Page]> = (0..slots as usize * pages).map(|_| Page([0; FRAME_SIZE])).collect();
+        let stride = usize::from(size) + GAP;
+        let all = (slots as usize * stride).div_ceil(FRAME_SIZE);
+        let mut heap: Box<[Page]> = (0..all).map(|_| Page([0; FRAME_SIZE])).collect();
         let base = NonNull::new(heap.as_mut_ptr().cast()).expect("a box is never null");
         let descs = vec![FrameDesc::default(); slots as usize];
-        Self { id: next_id(), base, size, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
+        Self { id: next_id(), base, size, stride, free: (0..slots).rev().collect(), descs, memory: Memory::Heap(heap) }
     }
 
     /// A pool in a UMEM, which AF_XDP sockets of several devices can share.
@@ -152,7 +159,8 @@ impl Pool {
         let base = unsafe { anchor.sub(descs[0].addr()) };
         let base = NonNull::new(base.cast_mut()).expect("the UMEM is mapped");
         let free = (0..slots.get()).rev().collect();
-        Ok(Self { id: next_id(), base, size: FRAME_SIZE as u16, free, descs, memory: Memory::Umem(umem) })
+        let (size, stride) = (FRAME_SIZE as u16, FRAME_SIZE);
+        Ok(Self { id: next_id(), base, size, stride, free, descs, memory: Memory::Umem(umem) })
     }
 
     /// The UMEM, for sockets to be created on it; `None` for a heap pool.
@@ -245,10 +253,13 @@ impl Pool {
         unsafe { std::slice::from_raw_parts_mut(start, usize::from(self.size)) }
     }
 
-    /// Prefetches a packet that is processed next. As often as not, another core wrote it; the time to fetch it passes
-    /// while the packet before it is sealed or opened.
+    /// Prefetches a packet that is processed next, if AF_XDP has delivered it: another core may have written it. Into
+    /// ordinary memory the kernel copies packets on the worker's own core, so they are in its cache.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
+        if let Memory::Heap(_) = self.memory {
+            return;
+        }
         let first = self.pointer(frame, frame.start());
         for offset in (0..frame.len()).step_by(CACHE_LINE) {
             prefetch_line(first.wrapping_add(offset));
@@ -272,7 +283,7 @@ impl Pool {
         assert!(frame.pool == self.id, "{FOREIGN}");
         assert!(offset <= size, "an offset leaves the frame");
         // SAFETY: the frame's slot is one of ours, and the offset was checked to stay inside it.
-        unsafe { self.base.as_ptr().add(frame.index as usize * size + offset) }
+        unsafe { self.base.as_ptr().add(frame.index as usize * self.stride + offset) }
     }
 
     /// Where in its slot the frame must begin to be transmitted by AF_XDP.
