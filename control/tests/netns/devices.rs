@@ -57,6 +57,30 @@ fn another_mac_of_the_lan_is_followed() {
     assert!(steered("redirect_over_v4") >= before + 6, "{before}, then {}", steered("redirect_over_v4"));
 }
 
+/// An XDP program of somebody else's keeps AF_XDP from an interface only as long as it is there.
+#[test]
+fn af_xdp_takes_over_when_another_program_is_gone() {
+    if !ready(&[]) || !is_penstock() {
+        return;
+    }
+    let topology = Topology::new(Options::default());
+    let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
+    let gateway = &topology.a.gateway;
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/steer/penstock-steer.o");
+    gateway.run(&["ip", "link", "set", "dev", "wan0", "xdpdrv", "obj", object, "sec", "xdp"]);
+    a.edit_profile(|profile| profile["Wan"]["Mode"] = "xdp".into());
+    let refused = a.command(&["reload"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("occupied"), "{refused:?}");
+    let mode = || a.status()["WanMode"]["Mode"].clone();
+    assert_eq!(mode(), "udp");
+    await_traffic(&topology);
+    // Seen at least once before it goes.
+    pause(1500);
+    gateway.run(&["ip", "link", "set", "dev", "wan0", "xdpdrv", "off"]);
+    eventually(Duration::from_secs(5), "AF_XDP drives the WAN", || mode() == "xdp");
+    await_traffic(&topology);
+}
+
 /// Packets from an address outside the site's subnets go through the kernel, and so through its rules.
 #[test]
 fn other_sources_are_the_kernel_s() {

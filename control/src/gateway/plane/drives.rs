@@ -47,17 +47,34 @@ pub struct Drive {
     bypassed: Option<String>,
     /// Whether AF_XDP was seen to carry what it is given.
     proof: Proof,
+    /// What AF_XDP was given up for, as long as it is.
+    obstacle: Option<Obstacle>,
+}
+
+/// What kept AF_XDP from an interface whose device should be able to do it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// Another XDP program; whether it was seen since.
+    Program { seen: bool },
+    /// Another error, which a change of the interface may remove.
+    Error,
 }
 
 impl Drive {
     fn new(name: &str, setting: ModeSetting) -> Self {
         let plan = Plan::Socket(missing(name));
         let proof = Proof::default();
-        Self { name: name.to_owned(), interface: None, device: None, plan, setting, bypassed: None, proof }
+        let (interface, device, bypassed, obstacle) = (None, None, None, None);
+        Self { name: name.to_owned(), interface, device, plan, setting, bypassed, proof, obstacle }
     }
 
-    /// How it is to be driven: as well as its device can, unless a rule or a proof speaks against it.
-    fn plan(&self) -> Plan {
+    /// Plans anew how to drive it: as well as its device can, unless a rule or a proof speaks against it.
+    fn renew_plan(&mut self) {
+        self.obstacle = None;
+        self.plan = self.planned();
+    }
+
+    fn planned(&self) -> Plan {
         let Some(device) = &self.device else { return Plan::Socket(missing(&self.name)) };
         let plan = plan(self.setting, device, self.bypassed.as_deref());
         match self.proof.fallen() {
@@ -74,7 +91,7 @@ impl Drive {
         let was_xdp = self.xdp();
         self.bypassed = rule.cloned();
         if self.setting == ModeSetting::Auto {
-            self.plan = self.plan();
+            self.renew_plan();
         }
         was_xdp != self.xdp()
     }
@@ -92,6 +109,7 @@ impl Drive {
         }
         let was_xdp = self.xdp();
         let same_device = match (&self.interface, &now) {
+            (Some(before), Some(now)) if self.obstacle.is_some() => *now == Interface { up: now.up, ..before.clone() },
             (Some(before), Some(now)) => {
                 let ethernet = before.mac.is_some() == now.mac.is_some();
                 ethernet && (before.index, before.queues) == (now.index, now.queues)
@@ -115,8 +133,23 @@ impl Drive {
         }
         self.proof = Proof::default();
         self.device = self.interface.as_ref().map(Device::of);
-        self.plan = self.plan();
+        self.renew_plan();
         was_xdp || self.xdp()
+    }
+
+    /// Notes whether another XDP program is in the way. When it is gone, AF_XDP is to be tried again; returns whether
+    /// it is so.
+    fn note_program(&mut self, attached: bool) -> bool {
+        match &mut self.obstacle {
+            Some(Obstacle::Program { seen }) if attached => *seen = true,
+            Some(Obstacle::Program { seen: true }) => {
+                tracing::info!("{}: the other XDP program is gone; AF_XDP is tried again", self.name);
+                self.renew_plan();
+                return true;
+            }
+            _ => {}
+        }
+        false
     }
 
     /// Whether AF_XDP drives it.
@@ -193,12 +226,14 @@ impl Drive {
             Plan::Xdp { .. } if !strict && is_gone(&error) => {
                 tracing::warn!("{}: {error:#}", self.name);
                 (self.interface, self.device) = (None, None);
-                self.plan = self.plan();
+                self.renew_plan();
                 Ok(())
             }
             Plan::Xdp { optional, .. } if optional || !strict => {
                 tracing::warn!("{}: AF_XDP is not possible ({error:#}); sockets instead", self.name);
-                self.plan = Plan::Socket(format!("{} does not support AF_XDP: {error:#}", self.name));
+                self.plan = Plan::Socket(format!("AF_XDP is not possible on {}: {error:#}", self.name));
+                let occupied = matches!(error.downcast_ref(), Some(AttachError::Busy { .. }));
+                self.obstacle = Some(if occupied { Obstacle::Program { seen: false } } else { Obstacle::Error });
                 Ok(())
             }
             _ => Err(error),
@@ -435,7 +470,10 @@ fn tunnel_mtu(pinned: Option<u16>, wan: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::ground::Interest;
 
     fn drive(setting: ModeSetting, up: bool) -> Drive {
         let (name, mac, kind, port_of) = ("eth1".to_owned(), Some([2; 6]), None, None);
@@ -457,6 +495,40 @@ mod tests {
         assert_eq!(fallen(libc::ENODEV).interface, None, "it will be news that it is there");
         assert_eq!(fallen(libc::ENODEV).reason(), "there is no interface eth1");
         assert_eq!(fallen(libc::EOPNOTSUPP).index(), Some(2));
+    }
+
+    /// What was given up for an error is tried again when the interface has changed, but not whenever its link flaps.
+    #[test]
+    fn a_change_of_the_interface_may_remove_an_obstacle() {
+        let mut drive = drive(ModeSetting::Xdp, true);
+        drive.device = Some(Device::of(drive.interface.as_ref().unwrap()));
+        drive.renew_plan();
+        drive.fall_back(io::Error::from_raw_os_error(libc::ERANGE).into(), false).unwrap();
+        let mut network = Network::empty(Interest { table: 47100, lan: BTreeSet::new() });
+        let mut changed_by = |change: fn(&mut Interface)| {
+            let mut interface = drive.interface.clone().unwrap();
+            change(&mut interface);
+            network.interfaces.insert(2, interface);
+            (drive.follow(&network), drive.xdp())
+        };
+        assert_eq!(changed_by(|interface| interface.up = false), (false, false));
+        assert_eq!(changed_by(|interface| interface.up = true), (false, false));
+        assert_eq!(changed_by(|interface| interface.mtu = 1400), (true, true));
+        assert_eq!(changed_by(|interface| interface.mtu = 1300), (false, true), "nothing stands in the way");
+    }
+
+    /// Another program was seen, and is gone.
+    #[test]
+    fn another_program_is_in_the_way_only_as_long_as_it_is_there() {
+        let mut drive = drive(ModeSetting::Xdp, true);
+        drive.device = Some(Device::of(drive.interface.as_ref().unwrap()));
+        drive.renew_plan();
+        let (interface, owner) = ("eth1".to_owned(), "somebody".to_owned());
+        drive.fall_back(AttachError::Busy { interface, owner }.into(), false).unwrap();
+        assert!(!drive.note_program(false) && !drive.xdp(), "it was never seen");
+        assert!(!drive.note_program(true) && !drive.xdp());
+        assert!(drive.note_program(false) && drive.xdp());
+        assert!(!drive.note_program(false), "once");
     }
 
     #[test]

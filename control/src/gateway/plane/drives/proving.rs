@@ -10,7 +10,7 @@ use penstock_dataplane::session::{BY_KERNEL, Session, by_ring};
 use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 use penstock_proto::{PeerId, path};
 
-use super::{Drive, Drives};
+use super::{Drive, Drives, Obstacle};
 use crate::gateway::peers::{Found, Peer, Peers};
 use crate::gateway::plane::Plane;
 use crate::gateway::plane::modes::Plan;
@@ -20,7 +20,7 @@ use crate::gateway::plane::proof::{Arrivals, Bound, Counters, Fallen, Fault, Run
 use crate::gateway::plane::steering::{Counted, Steering};
 use crate::netlink::Netlink;
 
-/// How often the ports are checked.
+/// How often the ports are checked, and whether another XDP program is still in the way.
 const EVERY: Duration = Duration::from_secs(1);
 
 impl Plane {
@@ -44,7 +44,8 @@ impl Plane {
                 tell_talks(now, drives, engine, peers);
             }
         }
-        let (wan, mut restarted, mut changed) = (drives.wan.index(), false, false);
+        let (wan, mut restarted) = (drives.wan.index(), false);
+        let mut changed = drives.note_programs(netlink);
         for drive in drives.all_mut() {
             if drive.proof.take_restart() {
                 changed |= drive.restart(steering).is_err();
@@ -72,6 +73,18 @@ fn sent_to(peers: &Peers) -> Option<PeerId> {
     let by_ring = |peer: &&Peer| peer.sending().is_some_and(|session| session.left_by() & !BY_KERNEL != 0);
     let direct = peers.iter().filter(|peer| is_direct(peer)).filter(by_ring);
     direct.max_by_key(|peer| peer.counters.sent.last.load(Relaxed)).map(|peer| peer.id)
+}
+
+impl Drives {
+    /// Looks whether other XDP programs are still where they were in the way. Returns whether one is gone.
+    fn note_programs(&mut self, netlink: &mut Netlink) -> bool {
+        if !self.all().any(|drive| matches!(drive.obstacle, Some(Obstacle::Program { .. }))) {
+            return false;
+        }
+        let Ok(programs) = netlink.xdp_programs() else { return false };
+        let attached = |drive: &Drive| drive.index().is_some_and(|index| programs.contains_key(&index));
+        self.all_mut().fold(false, |gone, drive| drive.note_program(attached(drive)) | gone)
+    }
 }
 
 impl Drive {
@@ -111,7 +124,7 @@ impl Drive {
             Some(fallen) => tracing::warn!("{}: {}", self.name, why(fallen)),
             None => tracing::info!("{}: AF_XDP is tried again", self.name),
         }
-        self.plan = self.plan();
+        self.renew_plan();
     }
 
     /// Why frames are copied on all interfaces, if it is because of this one: they share memory, and so must all copy.
