@@ -126,6 +126,7 @@ fn a_full_uplink_drops_what_is_small_last() {
     if !ready_since([6, 16], SLOW_DEVICES, &["tc"]) || !is_penstock() {
         return;
     }
+    const TRIES: usize = 5;
     let (topology, [a, _b]) = behind_a_slow_device(40);
     let socket = topology.a.host.enter(|| UdpSocket::bind((topology.a.host4(), 0))).expect("a socket");
     let stop = AtomicBool::new(false);
@@ -144,10 +145,12 @@ fn a_full_uplink_drops_what_is_small_last() {
             let options = ["-c", "20", "-i", "0.1", "-W", "5", "-s", size];
             ping(&topology.a.host, topology.b.host4(), &options)
         };
-        let [small, large] = ["56", "800"].map(echoes);
+        // On a busy machine the sender may be off its core for so long that the uplink is not full.
+        let mut tries = (0..TRIES).map(|_| ["56", "800"].map(echoes));
+        let last = tries.find(|[small, large]| small.received < 18 || large.received <= 15);
         stop.store(true, Ordering::Relaxed);
         assert!(full, "{}", a.status()["Drops"]);
-        assert!(small.received >= 18, "{}", small.text);
-        assert!(large.received <= 15, "the uplink was not full: {}", large.text);
+        let [small, large] = last.expect("the uplink was full once");
+        assert!(small.received >= 18, "of the large ones {} arrived; {}", large.received, small.text);
     });
 }
