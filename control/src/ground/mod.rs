@@ -68,8 +68,10 @@ pub const DEFAULT_MARK: u32 = 47100;
 pub const RULE_PRIORITY: u32 = 4710;
 /// Priority of the rules that keep the WAN's own addresses in the main table.
 pub const WAN_RULE_PRIORITY: u32 = RULE_PRIORITY - 1;
-/// Priorities of the rules for what comes from the tunnel: right before the kernel's own for the main table.
-const CONFINING_PRIORITIES: [u32; 2] = [32_764, 32_765];
+/// Priority of the kernel's own rule for the main table.
+const MAIN_PRIORITY: u32 = 32_766;
+/// Priorities of the rules for what comes from the tunnel: right before the kernel's own.
+const CONFINING_PRIORITIES: [u32; 2] = [MAIN_PRIORITY - 2, MAIN_PRIORITY - 1];
 /// The number in a route's or rule's `proto` field that marks ours, as `ip route` shows it. The kernel and
 /// `/etc/iproute2/rt_protos` leave this one free.
 pub const PROTOCOL: u8 = 80;

@@ -11,10 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use penstock_dataplane::ports::Link;
 use penstock_dataplane::prefix::PrefixMap;
 
+use super::prefixes::all;
 use super::{Kernel, PROTOCOL};
 use crate::netlink::{
     Address, ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE, Neighbour, Route, RouteKind, Rule, network as prefix_of,
@@ -287,7 +288,6 @@ impl Network {
     /// The destinations to which rules or routes may send packets of one traffic class another way.
     #[must_use]
     pub fn chosen_by_class(&self) -> Vec<IpNet> {
-        let all = |ipv6| if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) };
         let rules = self.other_rules.iter().filter(|rule| rule.by_class);
         let rules = rules.map(|rule| rule.destination.unwrap_or_else(|| all(rule.ipv6)));
         rules.chain(self.routes().filter(|route| route.by_class).map(|route| route.destination)).collect()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::prefixes::{Prefixes, is_default};
+use super::prefixes::{Prefixes, all, is_default};
 use super::{Finding, Network, PROTOCOL, Wanted};
 use crate::netlink::{Interface, MAIN_TABLE, Route, RouteKind};
 
@@ -56,10 +56,8 @@ impl Own {
         own.except(&routes, network, findings);
         own.except_subnets(wanted, &routes, network);
         own.find_strays(&routes, network);
-        own.default_by_lan = [false, true].map(|ipv6| {
-            let mut defaults = routes.iter().filter(|(to, _)| is_default(to) && to.addr().is_ipv6() == ipv6);
-            defaults.any(|(_, route)| network.leaves_by_lan(route))
-        });
+        own.default_by_lan =
+            [false, true].map(|ipv6| routes.get(&all(ipv6)).is_some_and(|route| network.leaves_by_lan(route)));
         own.except_others(wanted, network);
         foreign_networks(wanted, network, &own, findings);
         own

@@ -4,15 +4,11 @@
 //! Of a rule's conditions only addresses, interface and mark are considered; any other may hold. The packets that
 //! workers carry have no mark.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use ipnet::IpNet;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-
-use super::{Network, PROTOCOL, RULE_PRIORITY};
+use super::prefixes::all;
+use super::{MAIN_PRIORITY, Network, PROTOCOL, RULE_PRIORITY};
 use crate::netlink::{ForeignRule, Interface, LOCAL_TABLE, MAIN_TABLE};
-
-/// Priority of the kernel's own rule for the main table.
-const MAIN_PRIORITY: u32 = 32_766;
 
 impl Network {
     /// Destinations of packets from the tunnel on which a rule may decide before the main table does.
@@ -75,11 +71,7 @@ impl Network {
 
 /// The destinations of a rule.
 fn destinations(rule: &ForeignRule) -> IpNet {
-    let all = match rule.ipv6 {
-        false => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0)),
-        true => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    rule.destination.filter(|_| !rule.inverted).unwrap_or(all)
+    rule.destination.filter(|_| !rule.inverted).unwrap_or_else(|| all(rule.ipv6))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::netlink::network;
 
@@ -56,6 +56,11 @@ impl FromIterator<IpNet> for Prefixes {
         prefixes.into_iter().for_each(|prefix| set.insert(prefix));
         set
     }
+}
+
+/// All addresses of an IP version: the destination of its default route.
+pub fn all(ipv6: bool) -> IpNet {
+    if ipv6 { IpNet::V6(Ipv6Net::default()) } else { IpNet::V4(Ipv4Net::default()) }
 }
 
 /// Whether a prefix is a default route, or so short that practically all outer traffic lies inside it.

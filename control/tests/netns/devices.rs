@@ -66,8 +66,7 @@ fn af_xdp_takes_over_when_another_program_is_gone() {
     let topology = Topology::new(Options::default());
     let (a, _b) = joined(&topology, Kind::SOCKET, Kind::SOCKET, Outer::V4);
     let gateway = &topology.a.gateway;
-    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/steer/penstock-steer.o");
-    gateway.run(&["ip", "link", "set", "dev", "wan0", "xdpdrv", "obj", object, "sec", "xdp"]);
+    attach_foreign_program(gateway, "wan0", "xdpdrv");
     a.edit_profile(|profile| profile["Wan"]["Mode"] = "xdp".into());
     let refused = a.command(&["reload"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("occupied"), "{refused:?}");

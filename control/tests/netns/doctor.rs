@@ -110,8 +110,7 @@ fn a_foreign_xdp_program_is_found_and_taken_off() {
     };
     for mode in ["xdpdrv", "xdpgeneric"] {
         assert_eq!(found(), None, "before {mode}");
-        let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/steer/penstock-steer.o");
-        topology.a.gateway.run(&["ip", "link", "set", "dev", "wan0", mode, "obj", object, "sec", "xdp"]);
+        attach_foreign_program(&topology.a.gateway, "wan0", mode);
         let finding = found().unwrap_or_else(|| panic!("the program in {mode} is not found"));
         assert_eq!((&finding["Subject"], &finding["Severity"]), (&"wan0".into(), &"error".into()));
         topology.a.gateway.run(&["sh", "-c", finding["Command"].as_str().expect("text")]);

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddrV6, UdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::chaos::network::routes_again;
 use crate::support::*;
 use ipnet::IpNet;
 use penstock::ground::{
@@ -253,8 +254,7 @@ fn what_comes_from_the_tunnel_does_not_take_the_default_route() {
     in_gateway(|topology| {
         let gateway = &topology.a.gateway;
         let mut laboratory = Laboratory::new(topology, &["10.102.0.0/24", "fd00:102::/64"]);
-        gateway.run(&["ip", "route", "replace", "default", "via", "192.0.2.2"]);
-        gateway.run(&["ip", "route", "replace", "default", "via", "2001:db8::2"]);
+        routes_again(topology);
         let from_tunnel = |destination: IpAddr| {
             let host = topology.b.hosts().into_iter().find(|host| host.is_ipv4() == destination.is_ipv4());
             let source = host.expect("a host of each version").to_string();

@@ -36,7 +36,7 @@ pub use message::{
 };
 pub use penstock_netns::{Namespace, Process, eventually, holds_within};
 pub use state_directory::StateDirectory;
-pub use steering::{Swallower, program};
+pub use steering::{Swallower, attach_foreign_program, program};
 pub use terminal::Terminal;
 pub use topology::{Middle, Options, Outer, PORT, Site, Topology, bridge_lan, has_cards};
 pub use traffic::{

@@ -8,6 +8,12 @@ use penstock_netns::Namespace;
 use std::num::NonZeroU32;
 use std::os::fd::AsRawFd;
 
+/// Attaches an XDP program that no gateway knows, as `ip link` does in this mode (`xdpdrv`, `xdpgeneric`).
+pub fn attach_foreign_program(namespace: &Namespace, interface: &str, mode: &str) {
+    let object = concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/steer/penstock-steer.o");
+    namespace.run(&["ip", "link", "set", "dev", interface, mode, "obj", object, "sec", "xdp"]);
+}
+
 /// An AF_XDP socket of another interface. Frames that a program redirects to it are lost, as on a bond or with another
 /// namespace's memory, and the kernel counts nothing.
 pub struct Swallower {

@@ -303,8 +303,12 @@ impl Drive {
 /// Whether it is the kernel's error that there is no such interface. The notification may come later than the error, and
 /// when the interface is back by then, nothing seems to have changed.
 fn is_gone(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) == Some(libc::ENODEV)
-        || matches!(error.downcast_ref(), Some(AttachError::NoInterface { .. }))
+    errno(error) == Some(libc::ENODEV) || matches!(error.downcast_ref(), Some(AttachError::NoInterface { .. }))
+}
+
+/// The kernel's error in it, if there is one.
+pub(super) fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error)
 }
 
 /// The interface that AF_XDP ports are bound to, if there are such ports.
@@ -479,6 +483,8 @@ mod tests {
         let (name, mac, kind, port_of) = ("eth1".to_owned(), Some([2; 6]), None, None);
         let mut drive = Drive::new(&name, setting);
         drive.interface = Some(Interface { index: 2, name, mac, mtu: 1500, up, kind, port_of, queues: 1 });
+        drive.device = drive.interface.as_ref().map(Device::of);
+        drive.renew_plan();
         drive
     }
 
@@ -487,7 +493,6 @@ mod tests {
     fn an_interface_that_was_gone_for_a_moment_is_not_given_up() {
         let fallen = |errno| {
             let mut drive = drive(ModeSetting::Xdp, true);
-            drive.plan = Plan::Xdp { attach: AttachMode::Auto, optional: false, reason: String::new() };
             let error = io::Error::from_raw_os_error(errno);
             drive.fall_back(anyhow::Error::new(error).context("cannot bind"), false).unwrap();
             drive
@@ -501,8 +506,6 @@ mod tests {
     #[test]
     fn a_change_of_the_interface_may_remove_an_obstacle() {
         let mut drive = drive(ModeSetting::Xdp, true);
-        drive.device = Some(Device::of(drive.interface.as_ref().unwrap()));
-        drive.renew_plan();
         drive.fall_back(io::Error::from_raw_os_error(libc::ERANGE).into(), false).unwrap();
         let mut network = Network::empty(Interest { table: 47100, lan: BTreeSet::new() });
         let mut changed_by = |change: fn(&mut Interface)| {
@@ -521,8 +524,6 @@ mod tests {
     #[test]
     fn another_program_is_in_the_way_only_as_long_as_it_is_there() {
         let mut drive = drive(ModeSetting::Xdp, true);
-        drive.device = Some(Device::of(drive.interface.as_ref().unwrap()));
-        drive.renew_plan();
         let (interface, owner) = ("eth1".to_owned(), "somebody".to_owned());
         drive.fall_back(AttachError::Busy { interface, owner }.into(), false).unwrap();
         assert!(!drive.note_program(false) && !drive.xdp(), "it was never seen");

@@ -21,7 +21,7 @@ use penstock_dataplane::ports::{BATCH, Port};
 use penstock_dataplane::steer::{AttachError, AttachMode, XdpMode};
 
 use super::drives::proving::note_bound;
-use super::drives::{Drive, Drives, missing};
+use super::drives::{Drive, Drives, errno, missing};
 use super::modes::merges;
 use super::steering::{Lan, Steering, Wan};
 use crate::netlink::Interface;
@@ -212,8 +212,7 @@ impl Unbound {
     /// without copying cannot be shared with a driver that copies.
     fn must_copy(&self) -> Option<String> {
         let Self { name, error, zero_copy, .. } = self;
-        let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-        let other = zero_copy.as_ref().filter(|_| matches!(errno, Some(libc::EINVAL | libc::EOPNOTSUPP)))?;
+        let other = zero_copy.as_ref().filter(|_| matches!(errno(error), Some(libc::EINVAL | libc::EOPNOTSUPP)))?;
         Some(format!(
             "all frames are copied, since the driver of {name} needs that, unlike that of {other}, and the two \
              share their memory"

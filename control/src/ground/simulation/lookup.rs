@@ -1,7 +1,7 @@
 //! A stack as packets see it, prepared once for many packets: the simulation spends most of its time here.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -92,9 +92,8 @@ struct FilterEntry {
 
 pub struct Lookup {
     own: BTreeSet<IpAddr>,
-    /// In the order in which they are applied.
-    rules: Vec<Rule>,
-    names: BTreeMap<u32, String>,
+    /// In the order in which they are applied, with the interface whose packets they select, if there is one.
+    rules: Vec<(Rule, Option<u32>)>,
     /// The longest prefixes first; of the same length, the lowest metric first.
     routes: Vec<Entry>,
     filters: Vec<FilterEntry>,
@@ -102,8 +101,9 @@ pub struct Lookup {
 
 impl Lookup {
     pub fn of(stack: &Stack) -> Self {
-        let mut rules: Vec<Rule> = stack.rules.iter().cloned().collect();
-        rules.sort_by_key(|rule| (rule.priority, rule.table));
+        let input = |rule: &Rule| rule.input.as_deref().and_then(|name| stack.named(name));
+        let mut rules: Vec<_> = stack.rules.iter().map(|rule| (rule.clone(), input(rule))).collect();
+        rules.sort_by_key(|(rule, _)| (rule.priority, rule.table));
         let mut routes: Vec<_> = stack.routes.iter().collect();
         routes.sort_by_key(|r| (Reverse(r.destination.prefix_len()), r.metric));
         let entry = |r: &crate::netlink::Route| Entry {
@@ -122,7 +122,6 @@ impl Lookup {
         Self {
             own: stack.addresses.iter().map(|a| a.address).collect(),
             rules,
-            names: stack.interfaces.values().map(|interface| (interface.index, interface.name.clone())).collect(),
             routes: routes.into_iter().map(entry).collect(),
             filters: filters.collect(),
         }
@@ -161,14 +160,17 @@ impl Ways<'_> {
         if self.lookup.own.contains(&self.destination) {
             return Fate::Here;
         }
-        let input = packet.from.map_or("lo", |index| &self.lookup.names[&index]);
         let rules = self.lookup.rules.iter();
         let decisions = rules
-            .filter(|rule| rule.ipv6 == self.destination.is_ipv6())
-            .filter(|rule| rule.unmarked != Some(packet.mark))
-            .filter(|rule| rule.from.is_none() || rule.from == packet.source)
-            .filter(|rule| rule.input.as_ref().is_none_or(|name| name == input))
-            .map(|rule| (rule.table, rule.without_default));
+            .filter(|(rule, _)| rule.ipv6 == self.destination.is_ipv6())
+            .filter(|(rule, _)| rule.unmarked != Some(packet.mark))
+            .filter(|(rule, _)| rule.from.is_none() || rule.from == packet.source)
+            .filter(|(rule, input)| match rule.input.as_deref() {
+                None => true,
+                Some("lo") => packet.from.is_none(),
+                Some(_) => input.is_some() && packet.from == *input,
+            })
+            .map(|(rule, _)| (rule.table, rule.without_default));
         for (table, without_default) in decisions.chain([(Some(MAIN_TABLE), false)]) {
             let Some(table) = table else { return Fate::Dropped };
             let best = self.covering.iter().find(|route| route.table == table);

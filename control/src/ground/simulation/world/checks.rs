@@ -34,7 +34,7 @@ impl World {
             without.watch.damaged.insert(layer);
             flush(&mut without, layer);
             without.watch.check(&without, || format!("with {layer:?} flushed"));
-            (0..2).for_each(|number| self.the_tunnel_is_confined(&without, layer, number));
+            self.tunnels_are_confined(without, layer);
         }
         for number in 0..2 {
             self.traffic_flows(&stack, number);
@@ -42,14 +42,24 @@ impl World {
     }
 
     /// What comes from the tunnel for this site does not leave by the WAN when the LAN's interfaces are gone.
-    fn the_tunnel_is_confined(&self, stack: &Stack, without: Layer, number: usize) {
-        let gateway = &self.gateways[number];
-        let Some(running) = gateway.running.as_ref().filter(|running| running.tun.is_some()) else { return };
-        let mut stack = stack.clone();
+    fn tunnels_are_confined(&self, mut stack: Stack, without: Layer) {
         for index in ["lan0", "lan1"].iter().filter_map(|name| stack.named(name)).collect::<Vec<_>>() {
             stack.remove_interface(index);
         }
         let lookup = Lookup::of(&stack);
+        for gateway in &self.gateways {
+            let Some(running) = gateway.running.as_ref().filter(|running| running.tun.is_some()) else { continue };
+            self.tunnel_is_confined(&stack, &lookup, without, (gateway, running));
+        }
+    }
+
+    fn tunnel_is_confined(
+        &self,
+        stack: &Stack,
+        lookup: &Lookup,
+        without: Layer,
+        (gateway, running): (&Gateway, &Running),
+    ) {
         let guarded = self.sound(gateway, &running.guard.prefixes());
         for subnet in &gateway.local {
             let destination = subnet.hosts().nth(5).expect("a subnet with room");
