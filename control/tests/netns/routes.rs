@@ -126,11 +126,12 @@ fn outer_packets_follow_rules_and_routes_for_them() {
             ours.reload(|profile| profile["CopyDscp"] = true.into());
         }
         let capture = Capture::start(b, "wan1", "udp and inbound", topology.scratch());
+        // The first packet, which waits for its next hop's address, is missing in captures.
+        ping(&topology.a.host, topology.b.host4(), &["-c", "1", "-Q", "0x10"]);
         let pings = ping(&topology.a.host, topology.b.host4(), &["-c", "30", "-i", "0.02", "-Q", "0x10"]);
         assert!(pings.all_answered(), "{kind:?}, {how}: {}", pings.text);
         let so_sent = count_messages(&capture.stop(), TRANSPORT_DATA);
-        // On a busy machine the last ones may not have reached the file.
-        assert!(so_sent >= 20, "{kind:?}, {how}: {so_sent} packets went there");
+        assert!(so_sent >= 30, "{kind:?}, {how}: {so_sent} packets went there");
         let told = ours.status()["Problems"].to_string().contains("for one traffic class");
         assert_eq!(told, by_class && kind == Kind::XDP, "{kind:?}, {how}");
     }
