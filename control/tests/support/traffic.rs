@@ -16,6 +16,9 @@ pub const CLEAR_TEXT_MARKER: &[u8] = b"PENSTOCK-TEST-CLEAR-TEXT";
 /// Longer than any delay of an idle local tunnel, shorter than a test's patience.
 const ANSWER: Duration = Duration::from_millis(400);
 
+/// So many pings in a row may be unanswered because `ping` did not wait for them.
+const MAYBE_LATE: u32 = 5;
+
 /// What one run of `ping` reported.
 pub struct Ping {
     pub sent: u32,
@@ -48,14 +51,15 @@ impl Ping {
 
 /// Runs `ping` in `namespace` with further `options`; each answer may take one second.
 ///
-/// Once it has an answer, ping(8) waits for the last one only as long as the interval, whatever `-W` says. So if only the
-/// last one is missing, which may just be late on a busy machine, one more ping decides.
+/// Once it has an answer, ping(8) waits for the last ones only as long as the interval, whatever `-W` says. So if at most
+/// [`MAYBE_LATE`] are missing at the end, which may just be late on a busy machine, as many more pings decide.
 pub fn ping(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
     let mut pings = ping_once(namespace, target, options);
-    let shows_answers = pings.text.contains(" bytes from ");
-    let lacks_last = !pings.text.contains(&format!("icmp_seq={} ttl=", pings.sent));
-    if shows_answers && pings.received + 1 == pings.sent && lacks_last {
-        pings.received += ping_once(namespace, target, &[options, &["-c", "1"]].concat()).received;
+    let answered = |sequence: &u32| pings.text.contains(&format!("icmp_seq={sequence} ttl="));
+    let last_answered = (1..=pings.sent).rev().find(answered).unwrap_or(0);
+    let missing = pings.sent - last_answered;
+    if last_answered > 0 && (1..=MAYBE_LATE).contains(&missing) {
+        pings.received += ping_once(namespace, target, &[options, &["-c", &missing.to_string()]].concat()).received;
     }
     pings
 }
