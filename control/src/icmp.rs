@@ -39,7 +39,7 @@ pub struct Routers {
 
 /// A message about a datagram of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct TooBigMessage {
     /// The UDP port that the datagram came from.
     pub source_port: u16,
     to: SocketAddr,
@@ -48,7 +48,7 @@ pub struct Told {
     payload: Vec<u8>,
 }
 
-impl Told {
+impl TooBigMessage {
     /// The message in the protocol's terms.
     pub fn too_big(&self) -> TooBig<'_> {
         TooBig { to: self.to, mtu: self.mtu, length: self.length, payload: &self.payload }
@@ -76,10 +76,10 @@ impl Routers {
     }
 
     /// The next messages. Cancel safe.
-    pub async fn next(&self) -> Vec<Told> {
+    pub async fn next(&self) -> Vec<TooBigMessage> {
         tokio::select! {
-            told = heard(self.v4.as_ref(), parse_v4) => told,
-            told = heard(self.v6.as_ref(), parse_v6) => told,
+            messages = receive(self.v4.as_ref(), parse_v4) => messages,
+            messages = receive(self.v6.as_ref(), parse_v6) => messages,
         }
     }
 }
@@ -97,29 +97,29 @@ fn socket(
     readable::register(socket)
 }
 
-async fn heard(socket: Option<&AsyncFd<OwnedFd>>, parse: fn(&[u8]) -> Option<Told>) -> Vec<Told> {
+async fn receive(socket: Option<&AsyncFd<OwnedFd>>, parse: fn(&[u8]) -> Option<TooBigMessage>) -> Vec<TooBigMessage> {
     let Some(socket) = socket else { return std::future::pending().await };
     loop {
         let Ok(mut ready) = socket.readable().await else { return std::future::pending().await };
-        let mut told = Vec::new();
+        let mut messages = Vec::new();
         let mut message = [0; LONGEST];
         for _ in 0..AT_ONCE {
             match recv(socket.get_ref().as_fd(), &mut message, RecvFlags::DONTWAIT) {
-                Ok((length, _)) => told.extend(parse(&message[..length])),
+                Ok((length, _)) => messages.extend(parse(&message[..length])),
                 Err(_) => {
                     ready.clear_ready();
                     break;
                 }
             }
         }
-        if !told.is_empty() {
-            return told;
+        if !messages.is_empty() {
+            return messages;
         }
     }
 }
 
 /// Parses what a raw ICMP socket returns: an IPv4 packet.
-pub fn parse_v4(packet: &[u8]) -> Option<Told> {
+pub fn parse_v4(packet: &[u8]) -> Option<TooBigMessage> {
     let (_, icmp) = ipv4(packet)?;
     if icmp.len() < ICMP_HEADER || icmp[..2] != [UNREACHABLE, FRAGMENTATION_NEEDED] {
         return None;
@@ -135,7 +135,7 @@ pub fn parse_v4(packet: &[u8]) -> Option<Told> {
 }
 
 /// Parses what a raw ICMPv6 socket returns: an ICMPv6 message.
-pub fn parse_v6(icmp: &[u8]) -> Option<Told> {
+pub fn parse_v6(icmp: &[u8]) -> Option<TooBigMessage> {
     let quoted = icmp.get(ICMP_HEADER..)?;
     if icmp[0] != PACKET_TOO_BIG || quoted.len() < IPV6_HEADER || quoted[0] >> 4 != 6 || quoted[6] != UDP {
         return None;
@@ -146,10 +146,10 @@ pub fn parse_v6(icmp: &[u8]) -> Option<Told> {
     udp(to.into(), u16::try_from(mtu).ok()?, length, &quoted[IPV6_HEADER..])
 }
 
-fn udp(to: IpAddr, mtu: u16, length: u16, datagram: &[u8]) -> Option<Told> {
+fn udp(to: IpAddr, mtu: u16, length: u16, datagram: &[u8]) -> Option<TooBigMessage> {
     let payload = datagram.get(UDP_HEADER..)?.to_vec();
     let to = SocketAddr::new(to, word(datagram, 2)?);
-    Some(Told { source_port: word(datagram, 0)?, to, mtu, length, payload })
+    Some(TooBigMessage { source_port: word(datagram, 0)?, to, mtu, length, payload })
 }
 
 /// Header and payload of an IPv4 packet that may have been truncated.
@@ -196,21 +196,21 @@ mod tests {
 
     #[test]
     fn both_families_are_read() {
-        let told = |to: &str| Told {
+        let message = |to: &str| TooBigMessage {
             source_port: 47100,
             to: to.parse().unwrap(),
             mtu: 1400,
             length: 1500,
             payload: DATA.to_vec(),
         };
-        assert_eq!(parse_v4(&v4()), Some(told("198.51.100.9:47101")));
-        assert_eq!(parse_v6(&v6()), Some(told("[2001:db8::9]:47101")));
-        assert!(told("198.51.100.9:1").too_big().is_proven(|index| index == 7));
+        assert_eq!(parse_v4(&v4()), Some(message("198.51.100.9:47101")));
+        assert_eq!(parse_v6(&v6()), Some(message("[2001:db8::9]:47101")));
+        assert!(message("198.51.100.9:1").too_big().is_proven(|index| index == 7));
     }
 
     #[test]
     fn what_is_cut_off_or_something_else_is_nothing() {
-        for (whole, parse) in [(v4(), parse_v4 as fn(&[u8]) -> Option<Told>), (v6(), parse_v6)] {
+        for (whole, parse) in [(v4(), parse_v4 as fn(&[u8]) -> Option<TooBigMessage>), (v6(), parse_v6)] {
             for length in 0..whole.len() - DATA.len() {
                 assert_eq!(parse(&whole[..length]), None, "{length} bytes");
             }

@@ -15,7 +15,6 @@ use crate::filter::Direction;
 use crate::frame::Frame;
 use crate::icmp;
 use crate::inner::{self, Inner};
-use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Endpoint, Packet, Port};
 use crate::prefix::Last;
 use crate::session::{BY_KERNEL, DATA_HEADER, PADDING, Session, TAG};
@@ -212,7 +211,7 @@ fn depart(frame: &Frame, inner: &Inner, place: u32, turn: &mut Turn<'_>) -> Resu
     }
     // Last, since a packet that waits for a session comes here again.
     if let Some(mapping) = &table.mapping {
-        mapping.translate(turn.pool.packet_mut(frame), inner, Way::Out);
+        mapping.translate(turn.pool.packet_mut(frame), inner, Direction::Out);
     }
     Ok(())
 }

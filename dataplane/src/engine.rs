@@ -79,7 +79,7 @@ impl Engine {
         for (index, mut worker) in workers.into_iter().enumerate() {
             let shared = Arc::clone(&engine.shared);
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let _obituary = Obituary { shared, worker: index };
+                let _notice = PanicNotice { shared, worker: index };
                 worker.run();
             })?;
             engine.workers[index].thread = Some(thread);
@@ -208,12 +208,12 @@ impl Drop for Engine {
 }
 
 /// Tells control when a worker's thread panics.
-struct Obituary {
+struct PanicNotice {
     shared: Arc<Shared>,
     worker: usize,
 }
 
-impl Drop for Obituary {
+impl Drop for PanicNotice {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.shared.notices.push(Notice::WorkerDied { worker: self.worker });

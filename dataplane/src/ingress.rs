@@ -11,7 +11,6 @@ use crate::drop::DropReason;
 use crate::filter::Direction;
 use crate::icmp;
 use crate::inner::{self, Inner};
-use crate::mapping::Way;
 use crate::ports::{BATCH, Batch, Link, Packet};
 use crate::prefix::Last;
 use crate::session::{DATA, DATA_HEADER, Header, TAG};
@@ -185,7 +184,7 @@ fn deliver<'t>(
     }
     let mapped;
     let inner = match &table.mapping {
-        Some(mapping) if let Some(real) = mapping.translate(turn.pool.packet_mut(frame), inner, Way::In) => {
+        Some(mapping) if let Some(real) = mapping.translate(turn.pool.packet_mut(frame), inner, Direction::In) => {
             mapped = Inner { destination: real, ..*inner };
             &mapped
         }
@@ -249,7 +248,7 @@ impl<'t> Tally<'t> {
 
     fn settle(&self, turn: &Turn<'_>) {
         if let Some(entry) = self.entry {
-            entry.session.hear();
+            entry.session.note_received();
             entry.session.peer.received.count(self.packets, self.bytes as u64, self.data, turn.now);
         }
     }

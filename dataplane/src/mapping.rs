@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 
 use crate::checksum;
+use crate::filter::Direction;
 use crate::inner::{DCCP, ICMPV6, Inner, TCP, TCP_CSUM, UDP, UDP_CSUM, UDP_LITE, adjust};
 use crate::transport::{Transport, transport};
 
@@ -27,15 +28,6 @@ struct Pair {
     shown: u128,
 }
 
-/// Which way a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    /// Into the tunnel: its source is replaced by the shown address.
-    Out,
-    /// Out of the tunnel: its destination is replaced by the real address.
-    In,
-}
-
 impl Mapping {
     /// Shows a prefix of this length as another; host bits do not matter. Ignored if their families differ.
     pub fn insert(&mut self, real: IpAddr, shown: IpAddr, length: u8) {
@@ -53,20 +45,20 @@ impl Mapping {
 
     /// Translates a packet that [`Inner::parse`] has read. Returns the address that has changed, if one has.
     #[inline]
-    pub(crate) fn translate(&self, packet: &mut [u8], inner: &Inner, way: Way) -> Option<IpAddr> {
-        let address = match way {
-            Way::Out => inner.source,
-            Way::In => inner.destination,
+    pub(crate) fn translate(&self, packet: &mut [u8], inner: &Inner, direction: Direction) -> Option<IpAddr> {
+        let address = match direction {
+            Direction::Out => inner.source,
+            Direction::In => inner.destination,
         };
-        let new = self.other(address, way)?;
+        let new = self.other(address, direction)?;
         let packet = &mut packet[..inner.len];
-        rewrite(packet, inner, way == Way::Out, new);
-        self.translate_quoted(packet, inner, way);
+        rewrite(packet, inner, direction == Direction::Out, new);
+        self.translate_quoted(packet, inner, direction);
         Some(new)
     }
 
-    /// Translates the packet that an ICMP error quotes. It went the other way, so its other end is this site's.
-    fn translate_quoted(&self, packet: &mut [u8], inner: &Inner, way: Way) {
+    /// Translates the packet that an ICMP error quotes. It went in the other direction, so its other end is this site's.
+    fn translate_quoted(&self, packet: &mut [u8], inner: &Inner, direction: Direction) {
         let v6 = inner.source.is_ipv6();
         let error = transport(packet, inner.header).filter(|transport| transport.may_be_icmp_error(v6));
         let Some(icmp) = error.filter(Transport::begins).map(|error| packet.len() - error.payload.len()) else {
@@ -74,16 +66,16 @@ impl Mapping {
         };
         let at = icmp + ICMP_HEADER;
         let Some(quoted) = packet.get(at..).and_then(Inner::parse_header) else { return };
-        let address = match way {
-            Way::Out => quoted.destination,
-            Way::In => quoted.source,
+        let address = match direction {
+            Direction::Out => quoted.destination,
+            Direction::In => quoted.source,
         };
-        if let Some(new) = self.other(address, way) {
+        if let Some(new) = self.other(address, direction) {
             let checksum = icmp + 2;
             // The sum over the ICMP message covers the quoted packet with its checksums.
             let (head, tail) = packet.split_at_mut(at);
             let before = checksum::sum(tail);
-            rewrite(tail, &quoted, way == Way::In, new);
+            rewrite(tail, &quoted, direction == Direction::In, new);
             let after = checksum::sum(tail);
             let old = u16::from_be_bytes([head[checksum], head[checksum + 1]]);
             let new = checksum::update(old, checksum::fold(before), checksum::fold(after));
@@ -93,12 +85,12 @@ impl Mapping {
 
     /// The address that stands for this one on the other side.
     #[inline]
-    fn other(&self, address: IpAddr, way: Way) -> Option<IpAddr> {
+    fn other(&self, address: IpAddr, direction: Direction) -> Option<IpAddr> {
         let all = bits(address);
         self.pairs.iter().filter(|pair| pair.ipv6 == address.is_ipv6()).find_map(|pair| {
-            let (from, to) = match way {
-                Way::Out => (pair.real, pair.shown),
-                Way::In => (pair.shown, pair.real),
+            let (from, to) = match direction {
+                Direction::Out => (pair.real, pair.shown),
+                Direction::In => (pair.shown, pair.real),
             };
             (all & pair.mask == from).then(|| with_bits(address, all & !pair.mask | to))
         })
@@ -211,9 +203,9 @@ mod tests {
         packet
     }
 
-    fn translated(mut packet: Vec<u8>, way: Way) -> Vec<u8> {
+    fn translated(mut packet: Vec<u8>, direction: Direction) -> Vec<u8> {
         let inner = Inner::parse(&packet).unwrap();
-        mapping().translate(&mut packet, &inner, way);
+        mapping().translate(&mut packet, &inner, direction);
         packet
     }
 
@@ -234,12 +226,12 @@ mod tests {
                 let body = [&[if icmp == ICMPV6 { 128 } else { 8 }], &BODY[1..]].concat();
                 let make = |source: &str, destination: &str| sound(source, destination, protocol, &body);
                 if protocol != 132 {
-                    assert_eq!(translated(make(real, other), Way::Out), make(shown, other), "{real} {protocol}");
-                    assert_eq!(translated(make(other, shown), Way::In), make(other, real), "{real} {protocol}");
+                    assert_eq!(translated(make(real, other), Direction::Out), make(shown, other), "{real} {protocol}");
+                    assert_eq!(translated(make(other, shown), Direction::In), make(other, real), "{real} {protocol}");
                 }
                 let elsewhere = make(other, other);
-                assert_eq!(translated(elsewhere.clone(), Way::Out), elsewhere);
-                assert_eq!(translated(elsewhere.clone(), Way::In), elsewhere);
+                assert_eq!(translated(elsewhere.clone(), Direction::Out), elsewhere);
+                assert_eq!(translated(elsewhere.clone(), Direction::In), elsewhere);
             }
         }
     }
@@ -248,7 +240,7 @@ mod tests {
     fn without_a_checksum_there_is_none_afterwards() {
         let mut packet = sound("192.168.1.9", "10.2.0.1", UDP, &BODY);
         packet[26..28].fill(0);
-        assert_eq!(translated(packet, Way::Out)[26..28], [0, 0]);
+        assert_eq!(translated(packet, Direction::Out)[26..28], [0, 0]);
     }
 
     #[test]
@@ -256,7 +248,7 @@ mod tests {
         let mut fragment = sound("192.168.1.9", "10.2.0.1", TCP, &BODY);
         fragment[7] = 5;
         let body = fragment[20..].to_vec();
-        let after = translated(fragment, Way::Out);
+        let after = translated(fragment, Direction::Out);
         assert_eq!((&after[12..16], &after[20..]), (&[10, 88, 1, 9][..], &body[..]));
     }
 
@@ -281,10 +273,10 @@ mod tests {
                     }
                     let before = error(real, other, sound(other, real, protocol, &BODY));
                     let after = error(shown, other, sound(other, shown, protocol, &BODY));
-                    assert_eq!(translated(before, Way::Out), after, "{real} {protocol} {quote}");
+                    assert_eq!(translated(before, Direction::Out), after, "{real} {protocol} {quote}");
                     let before = error(other, shown, sound(shown, other, protocol, &BODY));
                     let after = error(other, real, sound(real, other, protocol, &BODY));
-                    assert_eq!(translated(before, Way::In), after, "{real} {protocol} {quote}");
+                    assert_eq!(translated(before, Direction::In), after, "{real} {protocol} {quote}");
                 }
             }
         }
@@ -301,10 +293,10 @@ mod tests {
             packet[4..6].copy_from_slice(&(16 + BODY.len() as u16).to_be_bytes());
             packet
         };
-        assert_eq!(translated(behind("fd00:1::9"), Way::Out), behind("fd77:1::9"));
+        assert_eq!(translated(behind("fd00:1::9"), Direction::Out), behind("fd77:1::9"));
         let mut later = behind("fd00:1::9");
         later[50..52].copy_from_slice(&[1, 1]);
-        let after = translated(later.clone(), Way::Out);
+        let after = translated(later.clone(), Direction::Out);
         assert_eq!((&after[8..16], &after[40..]), (&behind("fd77:1::9")[8..16], &later[40..]));
     }
 
@@ -317,8 +309,8 @@ mod tests {
             let protocol = [TCP, UDP, ICMP, ICMPV6][seed as usize % 4];
             let len = (seed >> 40) as usize % 60;
             for (source, destination) in [("192.168.1.9", "10.88.1.9"), ("fd00:1::9", "fd77:1::9")] {
-                for way in [Way::Out, Way::In] {
-                    translated(packet(source, destination, protocol, 0, 9, &body[..len]), way);
+                for direction in [Direction::Out, Direction::In] {
+                    translated(packet(source, destination, protocol, 0, 9, &body[..len]), direction);
                 }
             }
         }

@@ -198,7 +198,7 @@ impl Session {
 
     /// Notes an authentic message from the peer.
     #[inline]
-    pub fn hear(&self) {
+    pub fn note_received(&self) {
         if self.answered.load(Relaxed) == 0 {
             self.answered.store(HEARD | self.left_by(), Relaxed);
         }

@@ -343,7 +343,7 @@ fn a_session_tells_by_which_ways_it_was_answered() {
         assert_eq!(session.answered(), Some(ways));
         // A link used later has not been answered.
         session.leaves_by(by_ring(3), true, Millis::now());
-        session.hear();
+        session.note_received();
         assert_eq!(session.answered(), Some(ways));
         let mut damaged = answer.bytes;
         *damaged.last_mut().unwrap() ^= 1;

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use penstock_coordinator::admin::Request;
 use penstock_coordinator::relay::RelayServer;
 use penstock_coordinator::relay::access::Follower;
-use penstock_coordinator::relay::told::ToldFile;
+use penstock_coordinator::relay::snapshot::SnapshotFile;
 use penstock_coordinator::signer::{Export, Requests, Spare};
 use penstock_proto::StaticSecret;
 use penstock_proto::relay::RelayLimits;
@@ -26,7 +26,7 @@ fuzz_target!(|line: &[u8]| {
     let _ = serde_json::from_slice::<Spare>(line).map(Spare::open);
 
     let url = "https://coordinator.example.net".parse().expect("a URL");
-    let file = ToldFile::new(Path::new("/nowhere"), &StaticSecret::from([1; 32]), &url);
+    let file = SnapshotFile::new(Path::new("/nowhere"), &StaticSecret::from([1; 32]), &url);
     // Written by anybody; no input has a valid MAC by chance.
     assert!(file.decode(line).is_err());
     // As if we had written it ourselves.

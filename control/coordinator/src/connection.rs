@@ -13,7 +13,7 @@ use penstock_proto::coordination::{
 use penstock_proto::path::SiteId;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until, timeout};
 
-use crate::admission::Place;
+use crate::admission::Slot;
 use crate::registry::{Outgoing, RelaySession, Session, messages_of};
 use crate::server::Server;
 
@@ -40,10 +40,10 @@ pub struct Client {
 }
 
 /// Serves a WebSocket until it ends.
-pub async fn serve(socket: WebSocket, client: Client, place: Arc<Place>, server: Arc<Server>) {
+pub async fn serve(socket: WebSocket, client: Client, slot: Arc<Slot>, server: Arc<Server>) {
     let mut wire = Wire { socket, heard: false };
     let source = client.source;
-    let end = match authenticate(&mut wire, &client, &place, &server).await {
+    let end = match authenticate(&mut wire, &client, &slot, &server).await {
         Ok(Admitted::Site(mut session)) => {
             tracing::info!("{} connected from {source}", session.key());
             let end = converse(&mut wire, &mut session, &server).await;
@@ -59,8 +59,8 @@ pub async fn serve(socket: WebSocket, client: Client, place: Arc<Place>, server:
             end
         }
         Err(end) => {
-            place.refused(end.name());
-            if place.may_log() {
+            slot.refused(end.name());
+            if slot.may_log() {
                 tracing::info!("{source} is not let in: {end}");
             }
             if matches!(end, End::Late) {
@@ -114,29 +114,29 @@ impl From<RefusalReason> for End {
 }
 
 /// Has a client prove its key; returns whose it is.
-async fn authenticate(wire: &mut Wire, client: &Client, place: &Place, server: &Server) -> Result<Admitted, End> {
+async fn authenticate(wire: &mut Wire, client: &Client, slot: &Slot, server: &Server) -> Result<Admitted, End> {
     let challenger = Challenger::new(&mut rand::rng());
     let challenge = CoordinatorMessage::Challenge(challenger.challenge().clone());
     let hello = async {
-        wire.say(&challenge).await?;
+        wire.send(&challenge).await?;
         hello(wire).await
     };
     let hello = tokio::select! {
         hello = hello => hello,
-        () = place.over() => return Err(End::Late),
+        () = slot.over() => return Err(End::Late),
         () = server.stop.stopped() => return Err(End::Stopping),
     };
     let hello = match hello {
         Ok(hello) => hello,
-        Err(refused @ End::Refused(_)) => return Err(failed(place, refused).await),
+        Err(refused @ End::Refused(_)) => return Err(failed(slot, refused).await),
         Err(end) => return Err(end),
     };
     if challenger.verify(&hello.public_key, &client.name, &hello.proof).is_err() {
-        return Err(failed(place, RefusalReason::Proof.into()).await);
+        return Err(failed(slot, RefusalReason::Proof.into()).await);
     }
     let site = SiteId::of(&hello.public_key.into());
     if let Some(session) = server.registry.connect_relay(hello.public_key) {
-        place.proven(site);
+        slot.proven(site);
         return Ok(Admitted::Relay(session));
     }
     let bound = match (&hello.bound_proof, &client.channel) {
@@ -147,27 +147,27 @@ async fn authenticate(wire: &mut Wire, client: &Client, place: &Place, server: &
     };
     match server.registry.connect(hello, bound).await {
         Ok(session) => {
-            place.proven(site);
+            slot.proven(site);
             Ok(Admitted::Site(session))
         }
         // Somebody may be guessing secrets.
         Err(refusal) if matches!(refusal.reason, RefusalReason::KeyUnknown | RefusalReason::Proof) => {
-            Err(failed(place, End::Refused(refusal)).await)
+            Err(failed(slot, End::Refused(refusal)).await)
         }
         Err(refusal) => Err(End::Refused(refusal)),
     }
 }
 
-/// Waits as long as a client that has failed has to; it keeps its place meanwhile, or loses it.
-async fn failed(place: &Place, refused: End) -> End {
-    match timeout(place.failed(), place.over()).await {
+/// Waits as long as a client that has failed has to; it keeps its slot meanwhile, or loses it.
+async fn failed(slot: &Slot, refused: End) -> End {
+    match timeout(slot.failed(), slot.over()).await {
         Ok(()) => End::Late,
         Err(_) => refused,
     }
 }
 
 async fn hello(wire: &mut Wire) -> Result<Hello, End> {
-    match wire.hear().await? {
+    match wire.receive().await? {
         GatewayMessage::Hello(hello) => Ok(hello),
         GatewayMessage::Reachability(_) | GatewayMessage::Paths(_) => Err(RefusalReason::Malformed.into()),
     }
@@ -195,7 +195,7 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
     loop {
         let next_push = pushed.map_or_else(Instant::now, |pushed| pushed + PUSH_INTERVAL);
         tokio::select! {
-            message = wire.hear() => {
+            message = wire.receive() => {
                 let message = message?;
                 if !server.registry.may_speak(session) {
                     return Err(RefusalReason::TooMany.into());
@@ -215,12 +215,12 @@ async fn exchange(wire: &mut Wire, session: &mut Session, server: &Server) -> Re
                     Outgoing::End(refusal) => return Err(End::Refused(refusal)),
                     Outgoing::Messages(draft) => {
                         for text in draft.texts().await {
-                            wire.send(Message::text(text)).await?;
+                            wire.send_frame(Message::text(text)).await?;
                         }
                         if pushed.is_none()
                             && let Some(reports) = server.registry.wanted_reports()
                         {
-                            wire.say(&CoordinatorMessage::Reports(reports)).await?;
+                            wire.send(&CoordinatorMessage::Reports(reports)).await?;
                         }
                         pushed = Some(Instant::now());
                     }
@@ -241,15 +241,15 @@ async fn instruct(wire: &mut Wire, session: &mut RelaySession, server: &Server) 
             let common = server.registry.common();
             if told.replace(common.number) != Some(common.number) {
                 for message in messages_of(common.documents.to_vec()) {
-                    wire.say(&message).await?;
+                    wire.send(&message).await?;
                 }
             }
             while let Some(access) = server.registry.access(&mut session.reader) {
-                wire.say(&CoordinatorMessage::Access(access)).await?;
+                wire.send(&CoordinatorMessage::Access(access)).await?;
             }
             tokio::select! {
                 // Relays do not send messages.
-                message = wire.hear() => return message.and(Err(RefusalReason::Malformed.into())),
+                message = wire.receive() => return message.and(Err(RefusalReason::Malformed.into())),
                 () = session.reader.changed() => {}
                 _ = pulse.ticks.tick() => pulse.beat(wire).await?,
             }
@@ -284,7 +284,7 @@ impl Pulse {
         if self.unanswered > UNANSWERED_PINGS {
             return Err(End::Silent);
         }
-        wire.send(Message::Ping(axum::body::Bytes::new())).await
+        wire.send_frame(Message::Ping(axum::body::Bytes::new())).await
     }
 }
 
@@ -303,7 +303,7 @@ struct Wire {
 
 impl Wire {
     /// The next message. Nothing is lost if this is cancelled.
-    async fn hear(&mut self) -> Result<GatewayMessage, End> {
+    async fn receive(&mut self) -> Result<GatewayMessage, End> {
         loop {
             let message = match self.socket.recv().await {
                 None => return Err(End::Closed),
@@ -326,11 +326,11 @@ impl Wire {
         }
     }
 
-    async fn say(&mut self, message: &CoordinatorMessage) -> Result<(), End> {
-        self.send(Message::text(message.encode())).await
+    async fn send(&mut self, message: &CoordinatorMessage) -> Result<(), End> {
+        self.send_frame(Message::text(message.encode())).await
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), End> {
+    async fn send_frame(&mut self, message: Message) -> Result<(), End> {
         match timeout(WRITE_TIMEOUT, self.socket.send(message)).await {
             Ok(sent) => sent.map_err(End::Broken),
             Err(_) => Err(End::Silent),
@@ -347,9 +347,9 @@ impl Wire {
         };
         let closing = async {
             if let Some(refusal) = refusal {
-                self.say(&CoordinatorMessage::Refused(refusal)).await?;
+                self.send(&CoordinatorMessage::Refused(refusal)).await?;
             }
-            self.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await?;
+            self.send_frame(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await?;
             while let Some(Ok(_)) = self.socket.recv().await {}
             Ok::<(), End>(())
         };

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use crate::acme::challenge;
-use crate::admission::{Door, Place};
+use crate::admission::{Door, Slot};
 use crate::connection::{self, Client};
 use crate::pulse::Called;
 use crate::registry::Registry;
@@ -111,42 +111,42 @@ pub async fn accept(
                 continue;
             }
         };
-        // Turned away without an answer, which costs us least.
+        // Refused without an answer, which costs us least.
         match door.admit(source.ip(), Instant::now()) {
-            Ok(place) => {
+            Ok(slot) => {
                 let tls = TlsAcceptor::from(tls.borrow().clone());
-                let place = Arc::new(place);
-                let handshake = handshake(stream, source, place.clone(), tls, router.clone());
+                let slot = Arc::new(slot);
+                let handshake = handshake(stream, source, slot.clone(), tls, router.clone());
                 let stop = stop.clone();
                 tokio::spawn(async move {
                     tokio::select! {
                         () = handshake => {}
-                        () = place.over() => {
-                            place.refused("late");
+                        () = slot.over() => {
+                            slot.refused("late");
                             tracing::debug!("{source} took too long, or too many came after it");
                         }
                         () = stop.stopped() => {}
                     }
                 });
             }
-            Err(reason) => tracing::debug!("{source} is turned away: {reason}"),
+            Err(reason) => tracing::debug!("{source} is refused: {reason}"),
         }
     }
 }
 
-/// TLS and HTTP, for as long as there is a place.
-async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls: TlsAcceptor, router: Router) {
+/// TLS and HTTP, for as long as there is a slot.
+async fn handshake(stream: TcpStream, source: SocketAddr, slot: Arc<Slot>, tls: TlsAcceptor, router: Router) {
     // Messages are written whole; waiting for more would only delay them.
     let _ = stream.set_nodelay(true);
     let mut stream = match tls.accept(stream).await {
         Ok(stream) => stream,
         Err(error) => {
-            place.refused("tls");
+            slot.refused("tls");
             return tracing::debug!("{source}: TLS: {error}");
         }
     };
     if stream.get_ref().1.alpn_protocol() == Some(challenge::PROTOCOL) {
-        if place.may_log() {
+        if slot.may_log() {
             tracing::info!("{source} has checked that a name is ours");
         }
         let _ = stream.shutdown().await;
@@ -155,7 +155,7 @@ async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls
     // Without one, sites that have to use channel binding are not let in.
     let (_, tls) = stream.get_ref();
     let channel = tls.export_keying_material([0; 32], EXPORTER_LABEL, Some(&[])).ok().map(ChannelBinding);
-    let router = router.layer(Extension(place)).layer(Extension(source)).layer(Extension(channel));
+    let router = router.layer(Extension(slot)).layer(Extension(source)).layer(Extension(channel));
     let connection = http1::Builder::new()
         .auto_date_header(false)
         .max_buf_size(HEAD_LIMIT)
@@ -169,7 +169,7 @@ async fn handshake(stream: TcpStream, source: SocketAddr, place: Arc<Place>, tls
 
 async fn upgrade(
     State(server): State<Arc<Server>>,
-    Extension(place): Extension<Arc<Place>>,
+    Extension(slot): Extension<Arc<Slot>>,
     Extension(source): Extension<SocketAddr>,
     Extension(channel): Extension<Option<ChannelBinding>>,
     headers: HeaderMap,
@@ -191,13 +191,13 @@ async fn upgrade(
         .max_frame_size(GATEWAY_MESSAGE_LIMIT)
         .on_upgrade(move |socket| {
             let client = Client { source, name, channel };
-            connection::serve(socket, client, place, server)
+            connection::serve(socket, client, slot, server)
         })
 }
 
 async fn upgrade_stream(
     State(streams): State<Arc<Streams>>,
-    Extension(place): Extension<Arc<Place>>,
+    Extension(slot): Extension<Arc<Slot>>,
     Extension(source): Extension<SocketAddr>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -212,7 +212,7 @@ async fn upgrade_stream(
         .max_frame_size(relay::DATAGRAM_LIMIT)
         .on_upgrade(move |socket| {
             let Streams { relay, udp, stop } = &*streams;
-            stream::serve(socket, source, place, relay.clone(), udp.clone(), stop.clone())
+            stream::serve(socket, source, slot, relay.clone(), udp.clone(), stop.clone())
         })
 }
 

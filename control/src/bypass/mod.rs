@@ -22,9 +22,10 @@ mod traffic_control;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use penstock_dataplane::filter::Direction;
 
 use packets::{Holds, Packets, Target};
-pub use packets::{Inside, Outside, Way};
+pub use packets::{Inside, Outside};
 pub use read::read;
 
 /// The deepest nesting of chains. The kernel has the same limit (`NFT_JUMP_STACK_SIZE`).
@@ -195,8 +196,8 @@ impl Ruleset {
 
     /// What keeps connections from being opened in this direction between the LAN interface and the tunnel.
     #[must_use]
-    pub fn barrier_lan(&self, inside: &Inside<'_>, way: Way) -> Option<Barrier> {
-        inside.connections(way).iter().find_map(|packets| self.barrier(packets))
+    pub fn barrier_lan(&self, inside: &Inside<'_>, direction: Direction) -> Option<Barrier> {
+        inside.connections(direction).iter().find_map(|packets| self.barrier(packets))
     }
 
     /// Whether it may differ with other elements in named sets.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use penstock_dataplane::filter::Direction;
 
 use super::protocols::{TCP, UDP};
 use super::{Base, Condition, Hook, What};
@@ -106,15 +107,6 @@ struct Flow {
     state: &'static str,
 }
 
-/// A direction between a LAN interface and the tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// From the LAN.
-    Out,
-    /// From the tunnel.
-    In,
-}
-
 impl Inside<'_> {
     pub(super) fn packets(&self) -> Vec<Packets> {
         let mut all = self.packets_with(None);
@@ -134,8 +126,8 @@ impl Inside<'_> {
     }
 
     /// The first packets of TCP connections in this direction.
-    pub(super) fn connections(&self, way: Way) -> Vec<Packets> {
-        let input = if way == Way::Out { self.lan } else { self.tunnel };
+    pub(super) fn connections(&self, direction: Direction) -> Vec<Packets> {
+        let input = if direction == Direction::Out { self.lan } else { self.tunnel };
         let flow = Flow { protocol: TCP, source: None, destination: None, state: "new" };
         let mut packets = self.packets_with(Some(flow));
         packets.retain(|packets| packets.input.as_deref() == Some(input));

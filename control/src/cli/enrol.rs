@@ -93,7 +93,7 @@ pub(super) fn enrol(path: &Path, filter: Option<&str>, arguments: Arguments) -> 
     let enrolment = Enrolment { key, name };
     let enrolled = runtime.block_on(coordinator::enrol(&config, &outbound, enrolment, wait, |registration| {
         // The reader of our output may have closed the pipe.
-        let _ = say(&config.url, registration);
+        let _ = print_registration(&config.url, registration);
     }));
     let enrolled = enrolled.map_err(|error| match error {
         EnrolError::Refused(refusal) if !refusal.reason.is_passing() => failure(REFUSED, refusal),
@@ -193,7 +193,7 @@ fn make_key(path: &Path) -> io::Result<()> {
     sealed::create(path, line.as_bytes())
 }
 
-fn say(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
+fn print_registration(url: &CoordinatorUrl, registration: &Registration) -> io::Result<()> {
     let Registration { name, state, virtual_address, subnets, waiting } = registration;
     let mut out = io::stdout().lock();
     match state {

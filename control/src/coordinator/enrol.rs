@@ -75,7 +75,7 @@ pub async fn enrol(
     let (mut session, mut registration) = open().await?;
     told(&registration);
     while registration.state == RegistrationState::Pending {
-        match timeout_at(deadline, session.hear()).await {
+        match timeout_at(deadline, session.receive()).await {
             Err(_) => return Ok(Enrolled { registration, map: None, documents: Vec::new() }),
             Ok(Ok(CoordinatorMessage::Registration(latest))) => {
                 registration = latest;
@@ -104,7 +104,7 @@ pub async fn enrol(
     let patience = Instant::now() + MAP_PATIENCE;
     let mut documents = Vec::new();
     let map = loop {
-        match timeout_at(patience, session.hear()).await {
+        match timeout_at(patience, session.receive()).await {
             Ok(Ok(CoordinatorMessage::Map(map))) => break Some(map),
             Ok(Ok(CoordinatorMessage::Refused(refusal))) => return Err(EnrolError::Refused(refusal)),
             Ok(Ok(CoordinatorMessage::Documents(more))) if documents.len() < DOCUMENTS_LIMIT => {

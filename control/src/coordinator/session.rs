@@ -89,7 +89,7 @@ impl Session {
             bound_proof: channel_binding(&session.socket)
                 .and_then(|channel| prove_bound(&private, &challenge, endpoint.host(), &channel).ok()),
         };
-        session.say(&GatewayMessage::Hello(hello)).await?;
+        session.send(&GatewayMessage::Hello(hello)).await?;
         match session.answer().await? {
             CoordinatorMessage::Registration(registration) => Ok((session, registration)),
             CoordinatorMessage::Refused(refusal) => Err(End::Refused(refusal)),
@@ -100,7 +100,7 @@ impl Session {
     /// The next message of the handshake, which must come soon.
     async fn answer(&mut self) -> Result<CoordinatorMessage, End> {
         loop {
-            match timeout(HANDSHAKE_TIMEOUT, self.hear()).await {
+            match timeout(HANDSHAKE_TIMEOUT, self.receive()).await {
                 Ok(Ok(CoordinatorMessage::Unknown)) => {}
                 Ok(outcome) => return outcome,
                 Err(_) => return Err(End::Silent(HANDSHAKE_TIMEOUT)),
@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// The next message. Nothing is lost if this is cancelled.
-    pub async fn hear(&mut self) -> Result<CoordinatorMessage, End> {
+    pub async fn receive(&mut self) -> Result<CoordinatorMessage, End> {
         loop {
             match self.socket.next().await {
                 None | Some(Ok(Message::Close(_))) => return Err(End::Closed),
@@ -122,13 +122,13 @@ impl Session {
     }
 
     /// Sends a message.
-    pub async fn say(&mut self, message: &GatewayMessage) -> Result<(), End> {
-        self.send(Message::text(message.encode())).await
+    pub async fn send(&mut self, message: &GatewayMessage) -> Result<(), End> {
+        self.send_frame(Message::text(message.encode())).await
     }
 
     /// Sends a WebSocket ping.
     pub async fn ping(&mut self) -> Result<(), End> {
-        self.send(Message::Ping(tungstenite::Bytes::new())).await
+        self.send_frame(Message::Ping(tungstenite::Bytes::new())).await
     }
 
     /// When anything was last received.
@@ -136,7 +136,7 @@ impl Session {
         penstock_connect::heard(&self.socket)
     }
 
-    async fn send(&mut self, message: Message) -> Result<(), End> {
+    async fn send_frame(&mut self, message: Message) -> Result<(), End> {
         match timeout(WRITE_TIMEOUT, self.socket.send(message)).await {
             Ok(sent) => Ok(sent?),
             Err(_) => Err(End::Silent(WRITE_TIMEOUT)),

@@ -170,7 +170,7 @@ impl Task {
             };
             let due = next_announcement.unwrap_or(deadline);
             tokio::select! {
-                message = session.hear() => self.hear(message?).await?,
+                message = session.receive() => self.handle_message(message?).await?,
                 Ok(()) = self.said.announced.changed(), if next_announcement.is_none() => {
                     next_announcement = Some(Instant::now());
                 }
@@ -183,12 +183,12 @@ impl Task {
                     let latest = self.said.announced.borrow_and_update().clone();
                     if let Some(mut reachability) = latest {
                         reachability.candidates.truncate(CANDIDATES_LIMIT);
-                        session.say(&GatewayMessage::Reachability(reachability)).await?;
+                        session.send(&GatewayMessage::Reachability(reachability)).await?;
                     }
                 }
                 Ok(()) = self.said.reported.changed(), if self.reports => {
                     let paths = self.said.reported.borrow_and_update().clone();
-                    session.say(&GatewayMessage::Paths(paths)).await?;
+                    session.send(&GatewayMessage::Paths(paths)).await?;
                 }
                 () = self.hurry.notified() => {
                     asked = Some(Instant::now());
@@ -209,7 +209,7 @@ impl Task {
         }
     }
 
-    async fn hear(&mut self, message: CoordinatorMessage) -> Result<(), End> {
+    async fn handle_message(&mut self, message: CoordinatorMessage) -> Result<(), End> {
         match message {
             CoordinatorMessage::Registration(registration) => self.register(registration).await,
             CoordinatorMessage::Map(map) if map.peers.len() > PEERS_LIMIT => {

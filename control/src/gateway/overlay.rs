@@ -25,7 +25,7 @@ use penstock_proto::trust::{Server, Surroundings};
 use super::due::Due;
 use super::handshakes::Handshakes;
 use super::path_mtu;
-use super::paths::Telling;
+use super::paths::Reporting;
 use super::peers::{Found, Peer, Peers};
 use super::plane::Sizes;
 use super::statements::{Believed, By, Refused, Site, Statements, Vouched, listed};
@@ -77,7 +77,7 @@ pub struct Overlay {
     /// Limits first handshakes with peers that there is nothing to send to.
     first_handshakes: Bucket,
     /// What the coordinator wants to know about paths.
-    pub telling: Telling,
+    pub reporting: Reporting,
     /// The parts of the map that were refused.
     refused: Problems,
     /// Sites that are believed, but whose gateways are too old for the policy.
@@ -138,7 +138,7 @@ impl Overlay {
             map,
             registration,
             first_handshakes: Bucket::default(),
-            telling: Telling::default(),
+            reporting: Reporting::default(),
             refused: Problems::default(),
             outdated: BTreeSet::new(),
             cut_off: Problems::default(),
@@ -242,11 +242,11 @@ impl Overlay {
                     Outcome::Nothing
                 }
                 Event::Reports(reports) => {
-                    self.telling.ask(Some(reports));
+                    self.reporting.ask(Some(reports));
                     Outcome::Nothing
                 }
                 Event::Lost(_) | Event::Refused(_) => {
-                    self.telling.ask(None);
+                    self.reporting.ask(None);
                     Outcome::Nothing
                 }
                 Event::Registered(registration) => {

@@ -14,7 +14,7 @@ use super::Gateway;
 use super::due::Due;
 use super::peers::Peers;
 use super::plane::Sizes;
-use crate::icmp::Told;
+use crate::icmp::TooBigMessage;
 use crate::key::PublicKey;
 
 /// Follows the link and the peers' endpoints and sessions, and tells the path agents and the steering programs.
@@ -37,12 +37,12 @@ pub fn follow(gateway: &mut Gateway, now: Instant, due: &mut Due) {
 }
 
 /// Takes routers' messages about the tunnel's datagrams.
-pub fn handle_told(gateway: &mut Gateway, now: Instant, told: &[Told]) {
+pub fn handle_too_big(gateway: &mut Gateway, now: Instant, messages: &[TooBigMessage]) {
     let Gateway { handshakes, overlay, probing, plane, .. } = gateway;
-    for told in told.iter().filter(|told| told.source_port == plane.local_port()) {
+    for message in messages.iter().filter(|message| message.source_port == plane.local_port()) {
         let agents = overlay.iter_mut().map(|overlay| overlay.traversal.agent()).chain([probing.agent()]);
         for agent in agents {
-            agent.handle_too_big(now, &told.too_big(), |key, index| {
+            agent.handle_too_big(now, &message.too_big(), |key, index| {
                 let peer = handshakes.peers.with_key(&PublicKey::from_bytes(key.to_bytes()));
                 peer.is_some_and(|peer| peer.receives_by(index))
             });

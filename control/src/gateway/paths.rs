@@ -15,30 +15,30 @@ const SHORTEST: Duration = Duration::from_secs(5);
 /// The number of seconds over which rates are averaged.
 const RATES_OVER: Wanted = Wanted { seconds: 10, points: 1 };
 
-/// What the coordinator wants to know about paths, and when it was last told.
+/// Which reports the coordinator has asked for, and when the last one was sent.
 #[derive(Debug, Default)]
-pub struct Telling {
+pub struct Reporting {
     wanted: Option<Reports>,
-    told: Option<Instant>,
+    last: Option<Instant>,
 }
 
-impl Telling {
+impl Reporting {
     /// The coordinator has asked; or nobody asks any more, because the connection is gone.
     pub fn ask(&mut self, wanted: Option<Reports>) {
-        *self = Self { wanted, told: None };
+        *self = Self { wanted, last: None };
     }
 
     fn is_due(&self, now: Instant) -> bool {
         let Some(Reports { every }) = self.wanted else { return false };
         let every = Duration::from_secs(every.into()).max(SHORTEST);
-        self.told.is_none_or(|told| now >= told + every)
+        self.last.is_none_or(|last| now >= last + every)
     }
 }
 
-/// Tells the coordinator, if it is time.
-pub fn tell(gateway: &mut Gateway, now: Instant) {
-    let Some(overlay) = gateway.overlay.as_mut().filter(|overlay| overlay.telling.is_due(now)) else { return };
-    overlay.telling.told = Some(now);
+/// Sends the coordinator a report, if one is due.
+pub fn send_report(gateway: &mut Gateway, now: Instant) {
+    let Some(overlay) = gateway.overlay.as_mut().filter(|overlay| overlay.reporting.is_due(now)) else { return };
+    overlay.reporting.last = Some(now);
     let overlay = &*overlay;
     let rates = gateway.history.answer(&RATES_OVER).peers;
     let latest = |points: &[f32]| points.last().map_or(0, |rate| *rate as u64);
@@ -72,19 +72,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_told_who_has_not_asked_nor_more_often_than_asked() {
+    fn reports_are_sent_only_on_request_and_not_more_often() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut telling = Telling::default();
-        assert!(!telling.is_due(start));
-        telling.ask(Some(Reports { every: 10 }));
-        assert!(telling.is_due(start), "at once");
-        telling.told = Some(start);
-        assert!(!telling.is_due(at(9)) && telling.is_due(at(10)));
-        telling.ask(Some(Reports { every: 0 }));
-        telling.told = Some(start);
-        assert!(!telling.is_due(at(4)) && telling.is_due(at(5)), "a coordinator cannot ask for more");
-        telling.ask(None);
-        assert!(!telling.is_due(at(60)));
+        let mut reporting = Reporting::default();
+        assert!(!reporting.is_due(start));
+        reporting.ask(Some(Reports { every: 10 }));
+        assert!(reporting.is_due(start), "at once");
+        reporting.last = Some(start);
+        assert!(!reporting.is_due(at(9)) && reporting.is_due(at(10)));
+        reporting.ask(Some(Reports { every: 0 }));
+        reporting.last = Some(start);
+        assert!(!reporting.is_due(at(4)) && reporting.is_due(at(5)), "a coordinator cannot ask for more");
+        reporting.ask(None);
+        assert!(!reporting.is_due(at(60)));
     }
 }

@@ -160,12 +160,12 @@ async fn serve(
             }
             () = at(timeout) => handle_timeout(gateway, Instant::now()),
             ruleset = gateway.bypass.next() => bypass::take(gateway, Instant::now(), ruleset),
-            told = routers.next() => path_mtu::handle_told(gateway, Instant::now(), &told),
+            messages = routers.next() => path_mtu::handle_too_big(gateway, Instant::now(), &messages),
             _ = samples.tick() => traffic::sample(gateway, Instant::now()),
             _ = points.tick() => {
                 let now = Instant::now();
                 history::sample(gateway, now);
-                paths::tell(gateway, now);
+                paths::send_report(gateway, now);
             }
             _ = confirmations.tick() => network::confirm(gateway),
             more = monitor.news() => {

@@ -39,7 +39,7 @@ pub struct Plan {
     pub servers: Vec<SocketAddr>,
     /// The coordinator, if there is one.
     pub coordinator: Option<CoordinatorUrl>,
-    /// The way to it; its firewall mark is used for all sockets.
+    /// The route to it; its firewall mark is used for all sockets.
     pub outbound: Outbound,
     /// The other sites, as far as they are known.
     pub peers: Vec<RemoteSite>,
@@ -69,10 +69,10 @@ pub enum GatherError {
 /// The pinned port is taken, or the kernel reports nothing about routes. What the network blocks is not an error, but
 /// part of the report.
 pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
-    let ways = Ways::of(&plan.servers)?;
+    let routes = ServerRoutes::of(&plan.servers)?;
     let mark = plan.outbound.mark;
-    let bind = |way| Sockets::bind(plan.local_port, way, mark);
-    let sockets = [bind(&ways.ipv4)?, bind(&ways.ipv6)?];
+    let bind = |route| Sockets::bind(plan.local_port, route, mark);
+    let sockets = [bind(&routes.ipv4)?, bind(&routes.ipv6)?];
     let [first, second] = &sockets;
     let local_port = plan.local_port.or(first.as_ref().or(second.as_ref()).map(Sockets::port)).unwrap_or(0);
     let coordinator = async {
@@ -81,8 +81,9 @@ pub async fn gather(plan: &Plan) -> Result<Report, GatherError> {
             None => None,
         }
     };
-    let (ipv4, ipv6, coordinator) = tokio::join!(measure(first, &ways.ipv4), measure(second, &ways.ipv6), coordinator);
-    let port_mapping = match (ways.router, first) {
+    let (ipv4, ipv6, coordinator) =
+        tokio::join!(measure(first, &routes.ipv4), measure(second, &routes.ipv6), coordinator);
+    let port_mapping = match (routes.router, first) {
         (Some(router), Some(sockets)) => Some(map(router, sockets.local, local_port, mark).await),
         _ => None,
     };
@@ -104,25 +105,25 @@ async fn try_coordinator(url: &CoordinatorUrl, outbound: &Outbound) -> Coordinat
 }
 
 /// The routes to the servers.
-pub(super) struct Ways {
-    pub ipv4: Way,
-    pub ipv6: Way,
+pub(super) struct ServerRoutes {
+    pub ipv4: ServerRoute,
+    pub ipv6: ServerRoute,
     /// The IPv4 router.
     router: Option<IpAddr>,
 }
 
 #[derive(Default)]
-pub(super) struct Way {
+pub(super) struct ServerRoute {
     pub servers: Vec<SocketAddr>,
     /// Our address towards them; `None`: there is no route.
     pub local: Option<IpAddr>,
 }
 
-impl Ways {
+impl ServerRoutes {
     pub fn of(servers: &[SocketAddr]) -> Result<Self, GatherError> {
         let mut netlink = Netlink::open().map_err(GatherError::Routes)?;
         let mut router = None;
-        let mut way = |is_ipv4: bool| -> Result<Way, GatherError> {
+        let mut route = |is_ipv4: bool| -> Result<ServerRoute, GatherError> {
             let servers: Vec<SocketAddr> =
                 servers.iter().copied().filter(|server| server.is_ipv4() == is_ipv4).collect();
             let mut local = None;
@@ -133,9 +134,9 @@ impl Ways {
                     router = router.or(route.gateway);
                 }
             }
-            Ok(Way { servers, local })
+            Ok(ServerRoute { servers, local })
         };
-        let (ipv4, ipv6) = (way(true)?, way(false)?);
+        let (ipv4, ipv6) = (route(true)?, route(false)?);
         Ok(Self { ipv4, ipv6, router })
     }
 }
@@ -148,8 +149,8 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn bind(port: Option<u16>, way: &Way, mark: u32) -> Result<Option<Self>, GatherError> {
-        let Some(local) = way.local else { return Ok(None) };
+    fn bind(port: Option<u16>, route: &ServerRoute, mark: u32) -> Result<Option<Self>, GatherError> {
+        let Some(local) = route.local else { return Ok(None) };
         let bind = |port| {
             let socket = bind_udp(SocketAddr::new(local, port), mark);
             socket.map_err(|error| GatherError::Port { port, ip: local, error })
@@ -164,15 +165,15 @@ impl Sockets {
     }
 }
 
-async fn measure(sockets: &Option<Sockets>, way: &Way) -> Option<Family> {
+async fn measure(sockets: &Option<Sockets>, route: &ServerRoute) -> Option<Family> {
     let Sockets { fresh, pinned, .. } = sockets.as_ref()?;
     let careful = async {
         match pinned {
-            Some(pinned) => Some(run(pinned, &way.servers, false).await),
+            Some(pinned) => Some(run(pinned, &route.servers, false).await),
             None => None,
         }
     };
-    let (nat, port) = tokio::join!(discover(fresh, &way.servers), careful);
+    let (nat, port) = tokio::join!(discover(fresh, &route.servers), careful);
     let mut family = Family::new(nat);
     if let Some(port) = port {
         // The NAT behaves as the fresh socket shows; external address and filtering of the tunnel are those of its

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::ReadBuf;
 use tokio::net::UdpSocket;
 
-use super::gather::{Way, Ways};
+use super::gather::{ServerRoute, ServerRoutes};
 use super::{Family, GatherError, NatClass, Report};
 
 /// How long an idle mapping lives.
@@ -138,16 +138,16 @@ pub async fn add_lifetimes(
     mark: u32,
     progress: impl Fn(&str, Progress),
 ) -> Result<(), GatherError> {
-    let ways = Ways::of(servers)?;
-    let of = async |family: Option<Family>, way: &Way, title: &str| {
+    let routes = ServerRoutes::of(servers)?;
+    let of = async |family: Option<Family>, route: &ServerRoute, title: &str| {
         let family = family?;
         Some(match family.nat_type {
             NatClass::None => LifetimeProblem::NoMapping.into(),
             NatClass::UdpBlocked => LifetimeProblem::UdpBlocked.into(),
-            _ => measure(way, silences, mark, |what| progress(title, what)).await,
+            _ => measure(route, silences, mark, |what| progress(title, what)).await,
         })
     };
-    let lifetimes = tokio::join!(of(report.ipv4, &ways.ipv4, "IPv4"), of(report.ipv6, &ways.ipv6, "IPv6"));
+    let lifetimes = tokio::join!(of(report.ipv4, &routes.ipv4, "IPv4"), of(report.ipv6, &routes.ipv6, "IPv6"));
     for (family, lifetime) in [(&mut report.ipv4, lifetimes.0), (&mut report.ipv6, lifetimes.1)] {
         if let Some(family) = family {
             family.mapping_lifetime = lifetime;
@@ -157,9 +157,9 @@ pub async fn add_lifetimes(
     Ok(())
 }
 
-async fn measure(way: &Way, silences: &Silences, mark: u32, progress: impl Fn(Progress)) -> MappingLifetime {
-    let lifetime = Lifetime::new(Instant::now(), &way.servers, &silences.durations(), StdRng::from_os_rng());
-    let sockets = bind(way.local, lifetime.sockets(), mark).filter(|_| !way.servers.is_empty());
+async fn measure(route: &ServerRoute, silences: &Silences, mark: u32, progress: impl Fn(Progress)) -> MappingLifetime {
+    let lifetime = Lifetime::new(Instant::now(), &route.servers, &silences.durations(), StdRng::from_os_rng());
+    let sockets = bind(route.local, lifetime.sockets(), mark).filter(|_| !route.servers.is_empty());
     let Some(sockets) = sockets else { return LifetimeProblem::NoServer.into() };
     let limit = silences.longest() + OVERHEAD;
     progress(Progress::Begun(limit));

@@ -47,7 +47,7 @@ pub struct Relays {
 struct Binding {
     id: RelayId,
     relay: coordination::Relay,
-    way: Way,
+    transport: Transport,
     client: RelayClient,
     gossip: Gossip,
     /// When this transport was chosen.
@@ -58,7 +58,7 @@ struct Binding {
 }
 
 /// One of the transports to a relay.
-enum Way {
+enum Transport {
     /// UDP to the address at this place of the relay's list.
     Udp { place: usize, address: SocketAddr },
     /// A WebSocket, and whether it was up at the last check.
@@ -118,12 +118,12 @@ impl Relays {
 
     fn bind(&mut self, now: Instant, relay: &coordination::Relay) -> Option<Binding> {
         let client = self.client(now, relay)?;
-        let way = self.way(relay, 0)?;
+        let transport = self.transport(relay, 0)?;
         let id = RelayId(self.next_id);
         self.next_id += 1;
         let gossip = Gossip::new(now, StdRng::from_os_rng());
         let (relay, challenged, round_trip) = (relay.clone(), false, None);
-        Some(Binding { id, relay, way, client, gossip, since: now, challenged, round_trip })
+        Some(Binding { id, relay, transport, client, gossip, since: now, challenged, round_trip })
     }
 
     fn client(&self, now: Instant, relay: &coordination::Relay) -> Option<RelayClient> {
@@ -131,14 +131,14 @@ impl Relays {
     }
 
     /// The transport at this place of the list, or the first one after it that exists.
-    fn way(&self, relay: &coordination::Relay, place: usize) -> Option<Way> {
-        let udp = || relay.udp.first().map(|address| Way::Udp { place: 0, address: *address });
+    fn transport(&self, relay: &coordination::Relay, place: usize) -> Option<Transport> {
+        let udp = || relay.udp.first().map(|address| Transport::Udp { place: 0, address: *address });
         if let Some(address) = relay.udp.get(place) {
-            return Some(Way::Udp { place, address: *address });
+            return Some(Transport::Udp { place, address: *address });
         }
         let Some(url) = &relay.url else { return udp() };
         match RelayStream::open(url, self.trust_in(relay), self.local_port, self.mark, self.destinations.clone()) {
-            Ok(stream) => Some(Way::Tls { stream, up: false }),
+            Ok(stream) => Some(Transport::Tls { stream, up: false }),
             Err(e) => {
                 tracing::warn!("relay {} cannot be reached over TLS: {e}", relay.name);
                 udp()
@@ -204,18 +204,18 @@ impl Relays {
         let mut bindings = std::mem::take(&mut self.bindings);
         let mut datagrams = Vec::new();
         for binding in &mut bindings {
-            let next = match &binding.way {
+            let next = match &binding.transport {
                 _ if binding.client.is_bound(now) && binding.may_leave_tls(now, udp_passes) => Some(0),
                 _ if binding.client.is_bound(now) || now < binding.since + binding.patience() => None,
-                Way::Udp { place, .. } if udp_passes => Some(place + 1),
+                Transport::Udp { place, .. } if udp_passes => Some(place + 1),
                 // If nothing gets through at all, the other addresses are not tried.
-                Way::Udp { .. } => Some(binding.relay.udp.len()),
-                Way::Tls { .. } => Some(0),
+                Transport::Udp { .. } => Some(binding.relay.udp.len()),
+                Transport::Tls { .. } => Some(0),
             };
-            if let Some(way) = next.and_then(|place| self.way(&binding.relay, place)) {
+            if let Some(transport) = next.and_then(|place| self.transport(&binding.relay, place)) {
                 // A new transport is a new source address, of which neither end knows anything.
                 let Some(client) = self.client(now, &binding.relay) else { continue };
-                (binding.way, binding.client, binding.since) = (way, client, now);
+                (binding.transport, binding.client, binding.since) = (transport, client, now);
             }
             binding.watch_stream(now);
             let to = binding.address();
@@ -230,8 +230,8 @@ impl Relays {
 
     /// When there is more to do.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let due = |binding: &Binding| match &binding.way {
-            Way::Tls { up: false, .. } => binding.client.poll_timeout().min(now + STREAM_WATCH),
+        let due = |binding: &Binding| match &binding.transport {
+            Transport::Tls { up: false, .. } => binding.client.poll_timeout().min(now + STREAM_WATCH),
             _ if binding.client.is_bound(now) => binding.client.poll_timeout().min(binding.gossip.poll_timeout()),
             _ => binding.client.poll_timeout(),
         };
@@ -273,30 +273,30 @@ impl Relays {
 
 impl Binding {
     fn address(&self) -> SocketAddr {
-        match &self.way {
-            Way::Udp { address, .. } => *address,
-            Way::Tls { stream, .. } => stream.address(),
+        match &self.transport {
+            Transport::Udp { address, .. } => *address,
+            Transport::Tls { stream, .. } => stream.address(),
         }
     }
 
     fn kind(&self) -> RelayKind {
-        match self.way {
-            Way::Udp { .. } => RelayKind::Udp,
-            Way::Tls { .. } => RelayKind::Tls,
+        match self.transport {
+            Transport::Udp { .. } => RelayKind::Udp,
+            Transport::Tls { .. } => RelayKind::Tls,
         }
     }
 
     fn patience(&self) -> Duration {
-        match self.way {
-            Way::Udp { .. } => UDP_PATIENCE,
-            Way::Tls { .. } => TLS_PATIENCE,
+        match self.transport {
+            Transport::Udp { .. } => UDP_PATIENCE,
+            Transport::Tls { .. } => TLS_PATIENCE,
         }
     }
 
     /// Binds at once over a WebSocket that has just come up: to the relay it is a new source, and what was sent
     /// meanwhile is lost.
     fn watch_stream(&mut self, now: Instant) {
-        let Way::Tls { stream, up } = &mut self.way else { return };
+        let Transport::Tls { stream, up } = &mut self.transport else { return };
         let was_up = std::mem::replace(up, stream.is_up());
         if *up && !was_up {
             self.client.renew(now);

@@ -307,7 +307,7 @@ impl Hostile {
     }
 
     /// The probes that come within half a second: receivers and senders.
-    fn say(&self, datagram: &[u8], to: SocketAddr) -> Vec<(SiteId, SiteId)> {
+    fn send(&self, datagram: &[u8], to: SocketAddr) -> Vec<(SiteId, SiteId)> {
         self.socket.send_to(datagram, to).expect("sent");
         pause(500);
         let mut buffer = [0; 2048];
@@ -387,27 +387,27 @@ fn an_enrolled_site_passes_for_no_other_and_learns_nothing_of_who_is_hidden() {
     let [hub_id, honest_id] = [hub_public, honest_public].map(|key| SiteId::of(&key));
     let own = (hostile.id, hub_id);
     let ping = hostile.ping(&hub_public, hub_at);
-    assert!(hostile.say(&ping, hub_at).contains(&own), "in its own name the hub answers");
+    assert!(hostile.send(&ping, hub_at).contains(&own), "in its own name the hub answers");
     // In the other's name, but made with its own key. The hub still answers to the real name only.
     let only_own = |probes: Vec<(SiteId, SiteId)>| probes.iter().all(|probe| *probe == own);
     let mut ping = hostile.ping(&hub_public, hub_at);
     ping[12..20].copy_from_slice(&honest_id.0);
-    assert!(only_own(hostile.say(&ping, hub_at)), "it passed for another");
+    assert!(only_own(hostile.send(&ping, hub_at)), "it passed for another");
     // To a site to which it has no link, if it ever learns of it.
     let ping = hostile.ping(&honest_public, honest_at);
-    assert!(only_own(hostile.say(&ping, honest_at)), "the hidden site answers");
+    assert!(only_own(hostile.send(&ping, honest_at)), "the hidden site answers");
 
     // Through the relay: it reaches the hub, but not the hidden site.
     let relay_at = SocketAddr::new(lab.server(1).into(), 3478);
     hostile.bind(&relay_key(&kept), relay_at);
     let relayed = Capture::start(&honest.gateway, "wan0", "udp and src host 11.255.0.1", lab.scratch());
     assert!(
-        hostile.say(&hostile.ping(&hub_public, relay_at), relay_at).contains(&own),
+        hostile.send(&hostile.ping(&hub_public, relay_at), relay_at).contains(&own),
         "the relay forwards to the hub"
     );
     let nobody = PublicKey::from(&StaticSecret::from([9; 32]));
     for stranger in [honest_public, nobody] {
-        assert!(only_own(hostile.say(&hostile.ping(&stranger, relay_at), relay_at)), "who is that?");
+        assert!(only_own(hostile.send(&hostile.ping(&stranger, relay_at), relay_at)), "who is that?");
     }
     let from_it = |frame: &Frame| {
         let payload = frame.datagram().map(|datagram| datagram.payload).unwrap_or_default();

@@ -166,7 +166,7 @@ impl Manager {
     }
 
     /// What is reported within `limit`, message by message, until `enough` is true.
-    fn hear(&self, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> bool {
+    fn receives(&self, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut buffer = [0; 4096];
         loop {
@@ -222,18 +222,18 @@ fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     let socket = manager.path.to_str().expect("UTF-8");
     let limit = WATCHDOG.as_micros().to_string();
     let mut process = start(&topology, &a, &[("NOTIFY_SOCKET", socket), ("WATCHDOG_USEC", &limit)]);
-    assert!(manager.hear(PATIENCE, |line| line == "READY=1"), "{}", process.log());
+    assert!(manager.receives(PATIENCE, |line| line == "READY=1"), "{}", process.log());
     assert!(topology.a.scratch.join(format!("{}.guard", a.name)).exists(), "ready without a guard");
-    assert!(manager.hear(PATIENCE, |line| line == "STATUS=1 peer, 0 direct, 0 relayed"));
+    assert!(manager.receives(PATIENCE, |line| line == "STATUS=1 peer, 0 direct, 0 relayed"));
     let b = Gateway::start(&topology.b, b);
     await_traffic(&topology);
-    assert!(manager.hear(PATIENCE, |line| line == "STATUS=1 peer, 1 direct, 0 relayed"));
+    assert!(manager.receives(PATIENCE, |line| line == "STATUS=1 peer, 1 direct, 0 relayed"));
     drop(b);
 
-    let is_alive = || manager.hear(WATCHDOG, |line| line == "WATCHDOG=1");
+    let is_alive = || manager.receives(WATCHDOG, |line| line == "WATCHDOG=1");
     // Reports made before the thread was stopped, and one that it answered just before.
     let falls_silent = || {
-        manager.hear(WATCHDOG, |_| false);
+        manager.receives(WATCHDOG, |_| false);
         !is_alive()
     };
     for _ in 0..3 {
@@ -250,6 +250,6 @@ fn the_service_manager_is_told_and_a_stuck_thread_counts_as_dead() {
     }
     assert!(process.log().contains("do not answer"), "{}", process.log());
     process.signal(rustix::process::Signal::TERM);
-    assert!(manager.hear(PATIENCE, |line| line == "STOPPING=1"));
+    assert!(manager.receives(PATIENCE, |line| line == "STOPPING=1"));
     assert!(process.wait(PATIENCE).success());
 }

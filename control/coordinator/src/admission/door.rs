@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::sleep_until;
 
 use super::limits::PATIENCE;
-use super::{Admission, PlaceNumber, Turned};
+use super::{Admission, AdmissionError, SlotNumber};
 
 /// The entrance of all connections.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub struct Door {
 #[derive(Debug, Default)]
 struct Inner {
     admission: Admission,
-    /// Tells a connection that its place is lost.
-    lost: HashMap<PlaceNumber, watch::Sender<bool>>,
+    /// Tells a connection that its slot is lost.
+    lost: HashMap<SlotNumber, watch::Sender<bool>>,
     refused: BTreeMap<&'static str, u64>,
     lines_left_out: u64,
 }
@@ -40,32 +40,32 @@ pub struct DoorReport {
     pub lines_left_out: u64,
 }
 
-/// The place of a connection without a proof. Released when dropped or proven.
+/// The slot of a connection without a proof. Released when dropped or proven.
 #[derive(Debug)]
-pub struct Place {
+pub struct Slot {
     door: Arc<Door>,
-    number: PlaceNumber,
+    number: SlotNumber,
     ip: IpAddr,
     deadline: Instant,
     lost: watch::Receiver<bool>,
 }
 
 impl Door {
-    /// Takes a place for a connection from this address.
+    /// Takes a slot for a connection from this address.
     ///
     /// # Errors
-    /// There is no place.
-    pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<Place, Turned> {
+    /// There is no slot.
+    pub fn admit(self: &Arc<Self>, ip: IpAddr, now: Instant) -> Result<Slot, AdmissionError> {
         let mut inner = self.lock();
         let outcome = inner.admission.admit(now, ip);
         while let Some(evicted) = inner.admission.poll_evicted() {
             inner.lost.remove(&evicted).into_iter().for_each(|lost| _ = lost.send(true));
         }
-        let number = outcome.inspect_err(|turned| inner.refuse(turned.name()))?;
+        let number = outcome.inspect_err(|error| inner.refuse(error.name()))?;
         let (sender, lost) = watch::channel(false);
         inner.lost.insert(number, sender);
         drop(inner);
-        Ok(Place { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
+        Ok(Slot { door: self.clone(), number, ip, deadline: now + PATIENCE, lost })
     }
 
     /// How many wait at this moment, and how many were refused so far.
@@ -91,13 +91,13 @@ impl Inner {
     }
 }
 
-impl Place {
+impl Slot {
     /// Counts a refused connection.
     pub fn refused(&self, reason: &'static str) {
         self.door.lock().refuse(reason);
     }
 
-    /// Returns when the place is lost or its time is over. Must not be called after the proof.
+    /// Returns when the slot is lost or its time is over. Must not be called after the proof.
     pub async fn over(&self) {
         let mut lost = self.lost.clone();
         let lost = async {
@@ -111,7 +111,7 @@ impl Place {
         }
     }
 
-    /// The connection is a site's: it no longer needs the place.
+    /// The connection is a site's: it no longer needs the slot.
     pub fn proven(&self, site: SiteId) {
         let mut inner = self.door.lock();
         inner.lost.remove(&self.number);
@@ -134,7 +134,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut inner = self.door.lock();
         inner.lost.remove(&self.number);

@@ -4,23 +4,23 @@ use std::time::Duration;
 
 /// Most connections without a proof from unknown sources. Each takes some 50 kB of TLS and HTTP
 /// buffers.
-pub const STRANGER_PLACES: usize = 1024;
+pub const STRANGER_SLOTS: usize = 1024;
 /// Places in addition to these, for sources from which a site proved itself lately.
-pub const KNOWN_PLACES: usize = 512;
+pub const KNOWN_SLOTS: usize = 512;
 /// For how long a source is known.
 pub const KNOWN_FOR: Duration = Duration::from_secs(7 * 86_400);
 /// Most sites whose source is remembered; more than there can be at a time.
 pub const KNOWN_LIMIT: usize = 32_768;
 
-/// How long a connection has from TCP to its proof, TLS and HTTP included, while no more than half of the places
+/// How long a connection has from TCP to its proof, TLS and HTTP included, while no more than half of the slots
 /// are taken.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How long when all are taken; in between it shrinks with the places that are left.
+/// How long when all are taken; in between it shrinks with the slots that are left.
 pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(3);
 
 /// A wrong proof or an invalid enrolment key is answered at once this many times in a row...
 pub const FAILURE_BURST: u32 = 10;
-/// ...and once more after each of these; others wait for their answer, and hold their place meanwhile. A right
+/// ...and once more after each of these; others wait for their answer, and hold their slot meanwhile. A right
 /// proof never waits.
 pub const FAILURE_INTERVAL: Duration = Duration::from_secs(3);
 /// Most that an answer waits.

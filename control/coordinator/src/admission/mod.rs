@@ -1,17 +1,17 @@
-//! Who may connect: a connection that has not proven anything gets a place for a short while, and no more than that.
+//! Who may connect: a connection that has not proven anything gets a slot for a short while, and no more than that.
 //!
 //! A proven site has one connection, so their number is bounded by the number of sites. This module bounds all others.
 //! [`Admission`] decides, without I/O and with time as an argument; [`Door`] is its lock, and tells connections when
-//! their place is gone. All figures are in [`limits`].
+//! their slot is gone. All figures are in [`limits`].
 //!
 //! - Each source has a rate of connections, which is checked before TLS.
-//! - When all places are taken, a newcomer gets the place of the oldest connection of the fullest prefix, unless that
+//! - When all slots are taken, a newcomer gets the slot of the oldest connection of the fullest prefix, unless that
 //!   would make a prefix of the newcomer's just as full; a connection from the same address may be replaced in any
-//!   case. So a flood loses its own places, whatever prefixes it comes from; and where all are equal, as when all
+//!   case. So a flood loses its own slots, whatever prefixes it comes from; and where all are equal, as when all
 //!   gateways come back at once, no connection that has begun is dropped for another.
-//! - The more places are taken, the sooner the oldest connection is dropped.
-//! - Some places are reserved for sources where a site has proven itself lately; strangers cannot take them.
-//! - A wrong proof is answered late, and holds its place until then. A right one never waits, so nobody who shares a
+//! - The more slots are taken, the sooner the oldest connection is dropped.
+//! - Some slots are reserved for sources where a site has proven itself lately; strangers cannot take them.
+//! - A wrong proof is answered late, and holds its slot until then. A right one never waits, so nobody who shares a
 //!   site's address can keep it out by failing. Before TLS the two cannot be told apart: whoever shares the site's
 //!   address and connects faster than the rate uses up the site's share of it.
 
@@ -28,23 +28,23 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use penstock_proto::path::SiteId;
 
-pub use door::{Door, DoorReport, Place};
+pub use door::{Door, DoorReport, Slot};
 pub use rates::Rates;
 pub(crate) use rates::address;
 
 use limits::{
-    FAILURE_DELAY, FAILURES, HANDSHAKES, KNOWN_FOR, KNOWN_LIMIT, KNOWN_PLACES, LINES, PATIENCE, PATIENCE_WHEN_FULL,
-    STRANGER_PLACES, V4, V6,
+    FAILURE_DELAY, FAILURES, HANDSHAKES, KNOWN_FOR, KNOWN_LIMIT, KNOWN_SLOTS, LINES, PATIENCE, PATIENCE_WHEN_FULL,
+    STRANGER_SLOTS, V4, V6,
 };
 use rates::prefixes;
 
-/// The number of a place. Numbers are ascending and never reused.
-pub type PlaceNumber = u64;
+/// The number of a slot. Numbers are ascending and never reused.
+pub type SlotNumber = u64;
 
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Turned {
-    /// All places are taken, and no prefix is fuller than the newcomer's.
+pub enum AdmissionError {
+    /// All slots are taken, and no prefix is fuller than the newcomer's.
     #[error("there are too many connections without a proof")]
     Full,
     /// The source connects too often.
@@ -52,7 +52,7 @@ pub enum Turned {
     TooFast,
 }
 
-impl Turned {
+impl AdmissionError {
     /// The reason in a word, for counters.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -63,7 +63,7 @@ impl Turned {
     }
 }
 
-/// Decides who has a place.
+/// Decides who has a slot.
 #[derive(Debug)]
 pub struct Admission {
     strangers: Pool,
@@ -72,15 +72,15 @@ pub struct Admission {
     handshakes: Rates,
     failures: Rates,
     lines: Rates,
-    last: PlaceNumber,
-    evicted: Vec<PlaceNumber>,
+    last: SlotNumber,
+    evicted: Vec<SlotNumber>,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         Self {
-            strangers: Pool::new(STRANGER_PLACES),
-            known: Pool::new(KNOWN_PLACES),
+            strangers: Pool::new(STRANGER_SLOTS),
+            known: Pool::new(KNOWN_SLOTS),
             sources: Sources::default(),
             handshakes: Rates::new(HANDSHAKES),
             failures: Rates::new(FAILURES),
@@ -92,32 +92,32 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Gives a place to a connection from this address; others may lose theirs, see [`Admission::poll_evicted`].
+    /// Gives a slot to a connection from this address; others may lose theirs, see [`Admission::poll_evicted`].
     ///
     /// # Errors
-    /// There is no place.
-    pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<PlaceNumber, Turned> {
+    /// There is no slot.
+    pub fn admit(&mut self, now: Instant, ip: IpAddr) -> Result<SlotNumber, AdmissionError> {
         let is_known = self.sources.is_known(now, ip);
         // A known source is not limited by its neighbours' connections.
         let in_time = if is_known { self.handshakes.allow_address(now, ip) } else { self.handshakes.allow(now, ip) };
         if !in_time {
-            return Err(Turned::TooFast);
+            return Err(AdmissionError::TooFast);
         }
         self.last += 1;
         let held = Held { ip, since: now };
         let taken = is_known && self.known.take(self.last, held, &mut self.evicted)
             || self.strangers.take(self.last, held, &mut self.evicted);
-        if taken { Ok(self.last) } else { Err(Turned::Full) }
+        if taken { Ok(self.last) } else { Err(AdmissionError::Full) }
     }
 
-    /// A place that was lost to another connection since the last call.
-    pub fn poll_evicted(&mut self) -> Option<PlaceNumber> {
+    /// A slot that was lost to another connection since the last call.
+    pub fn poll_evicted(&mut self) -> Option<SlotNumber> {
         self.evicted.pop()
     }
 
-    /// The connection is a site's, and no longer needs a place. Its source is known from now on.
-    pub fn proven(&mut self, now: Instant, place: PlaceNumber, site: SiteId) {
-        if let Some(held) = self.remove(place) {
+    /// The connection is a site's, and no longer needs a slot. Its source is known from now on.
+    pub fn proven(&mut self, now: Instant, slot: SlotNumber, site: SiteId) {
+        if let Some(held) = self.remove(slot) {
             self.sources.note(now, held.ip, site);
         }
     }
@@ -127,13 +127,13 @@ impl Admission {
         self.failures.charge(now, ip, FAILURE_DELAY)
     }
 
-    /// A place is no longer needed.
-    pub fn leave(&mut self, place: PlaceNumber) {
-        self.remove(place);
+    /// A slot is no longer needed.
+    pub fn leave(&mut self, slot: SlotNumber) {
+        self.remove(slot);
     }
 
-    fn remove(&mut self, place: PlaceNumber) -> Option<Held> {
-        self.strangers.leave(place).or_else(|| self.known.leave(place))
+    fn remove(&mut self, slot: SlotNumber) -> Option<Held> {
+        self.strangers.leave(slot).or_else(|| self.known.leave(slot))
     }
 
     /// Whether a line about this address may be logged.
@@ -141,26 +141,26 @@ impl Admission {
         self.lines.allow(now, ip)
     }
 
-    /// How many places are taken.
+    /// How many slots are taken.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.strangers.held.len() + self.known.held.len()
     }
 }
 
-/// The holder of a place.
+/// The holder of a slot.
 #[derive(Clone, Copy, Debug)]
 struct Held {
     ip: IpAddr,
     since: Instant,
 }
 
-/// The places, and how many of them each prefix has.
+/// The slots, and how many of them each prefix has.
 #[derive(Debug)]
 struct Pool {
     capacity: usize,
     /// Oldest first.
-    held: BTreeMap<PlaceNumber, Held>,
+    held: BTreeMap<SlotNumber, Held>,
     counts: HashMap<IpNet, u32>,
     /// The same prefixes, the fullest last.
     order: BTreeSet<(u32, IpNet)>,
@@ -171,7 +171,7 @@ impl Pool {
         Self { capacity, held: BTreeMap::new(), counts: HashMap::new(), order: BTreeSet::new() }
     }
 
-    fn take(&mut self, place: PlaceNumber, newcomer: Held, evicted: &mut Vec<PlaceNumber>) -> bool {
+    fn take(&mut self, slot: SlotNumber, newcomer: Held, evicted: &mut Vec<SlotNumber>) -> bool {
         while let Some((oldest, held)) = self.held.first_key_value()
             && newcomer.since.saturating_duration_since(held.since) > self.patience()
         {
@@ -193,13 +193,13 @@ impl Pool {
             self.leave(victim);
             evicted.push(victim);
         }
-        self.held.insert(place, newcomer);
+        self.held.insert(slot, newcomer);
         self.count_again(newcomer.ip, |count| count + 1);
         true
     }
 
-    fn leave(&mut self, place: PlaceNumber) -> Option<Held> {
-        let held = self.held.remove(&place)?;
+    fn leave(&mut self, slot: SlotNumber) -> Option<Held> {
+        let held = self.held.remove(&slot)?;
         self.count_again(held.ip, |count| count - 1);
         Some(held)
     }
@@ -225,11 +225,11 @@ impl Pool {
         PATIENCE_WHEN_FULL + (PATIENCE - PATIENCE_WHEN_FULL) * free.min(half) / half
     }
 
-    fn oldest_of_the_fullest_address(&self, prefix: IpNet) -> Option<PlaceNumber> {
+    fn oldest_of_the_fullest_address(&self, prefix: IpNet) -> Option<SlotNumber> {
         let within = self.held.iter().filter(|(_, held)| prefix.contains(&held.ip.to_canonical()));
         let count = |held: &Held| self.count(address(held.ip));
         // Among equals the last is taken, so the order is from the youngest to the oldest.
-        within.rev().max_by_key(|(_, held)| count(held)).map(|(place, _)| *place)
+        within.rev().max_by_key(|(_, held)| count(held)).map(|(slot, _)| *slot)
     }
 
     fn count(&self, prefix: IpNet) -> u32 {
@@ -237,7 +237,7 @@ impl Pool {
     }
 }
 
-/// How full a kind of prefix is with this many places, in parts of a single address's place.
+/// How full a kind of prefix is with this many slots, in parts of a single address's slot.
 fn fullness(count: u32, level: &limits::Level) -> u32 {
     const PARTS: u32 = V4[V4.len() - 1].hosts * V6[V6.len() - 1].hosts;
     count * PARTS / level.hosts

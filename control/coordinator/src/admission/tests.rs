@@ -1,11 +1,11 @@
-//! Floods, simulated in milliseconds: what happens to honest gateways meanwhile, and to the places.
+//! Floods, simulated in milliseconds: what happens to honest gateways meanwhile, and to the slots.
 
 use super::limits::{FAILURE_BURST, FAILURE_INTERVAL};
 use super::*;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-const PLACES: usize = STRANGER_PLACES + KNOWN_PLACES;
+const SLOTS: usize = STRANGER_SLOTS + KNOWN_SLOTS;
 /// How long an honest gateway far away, on a slow line, takes from TCP to its proof.
 const HONEST: Duration = Duration::from_secs(1);
 
@@ -21,7 +21,7 @@ fn site(number: u64) -> SiteId {
 struct Flood {
     admission: Admission,
     now: Instant,
-    lost: BTreeSet<PlaceNumber>,
+    lost: BTreeSet<SlotNumber>,
 }
 
 impl Flood {
@@ -29,12 +29,12 @@ impl Flood {
         Self { admission: Admission::default(), now: Instant::now(), lost: BTreeSet::new() }
     }
 
-    fn admit(&mut self, ip: IpAddr) -> Result<PlaceNumber, Turned> {
+    fn admit(&mut self, ip: IpAddr) -> Result<SlotNumber, AdmissionError> {
         let outcome = self.admission.admit(self.now, ip);
         while let Some(evicted) = self.admission.poll_evicted() {
             self.lost.insert(evicted);
         }
-        assert!(self.admission.taken() <= PLACES);
+        assert!(self.admission.taken() <= SLOTS);
         outcome
     }
 
@@ -42,7 +42,7 @@ impl Flood {
     /// from each address, 100 ms apart. Returns how many of these got in.
     fn against(&mut self, attackers: &[IpAddr], honest: &[IpAddr]) -> usize {
         let mut let_in = 0;
-        let mut under_way: Vec<(PlaceNumber, Instant)> = Vec::new();
+        let mut under_way: Vec<(SlotNumber, Instant)> = Vec::new();
         let mut honest = honest.iter();
         let mut attacker = attackers.iter().cycle();
         // The attack begins earlier, so that it has everything it can get.
@@ -53,14 +53,14 @@ impl Flood {
             if step >= 400
                 && step % 10 == 0
                 && let Some(gateway) = honest.next()
-                && let Ok(place) = self.admit(*gateway)
+                && let Ok(slot) = self.admit(*gateway)
             {
-                under_way.push((place, self.now));
+                under_way.push((slot, self.now));
             }
-            under_way.retain(|(place, since)| {
+            under_way.retain(|(slot, since)| {
                 let done = self.now.duration_since(*since) >= HONEST;
-                if done && !self.lost.contains(place) {
-                    self.admission.proven(self.now, *place, site(*place));
+                if done && !self.lost.contains(slot) {
+                    self.admission.proven(self.now, *slot, site(*slot));
                     let_in += 1;
                 }
                 !done
@@ -88,8 +88,8 @@ fn who_is_known_does_not_pay_for_its_neighbors() {
     let mut flood = Flood::new();
     let honest: Vec<IpAddr> = (0..30).map(|host| v4(7, 200 + host)).collect();
     for (number, gateway) in honest.iter().enumerate() {
-        let place = flood.admit(*gateway).unwrap();
-        flood.admission.proven(flood.now, place, site(number as u64));
+        let slot = flood.admit(*gateway).unwrap();
+        flood.admission.proven(flood.now, slot, site(number as u64));
     }
     let neighbors: Vec<IpAddr> = (0..100).map(|host| v4(7, host)).collect();
     assert_eq!(flood.against(&neighbors, &honest), honest.len());
@@ -100,8 +100,8 @@ fn a_flood_from_everywhere_does_not_take_the_places_of_known_sources() {
     let mut flood = Flood::new();
     let honest: Vec<IpAddr> = (0..30).map(|number| v4(100_000 + number, 1)).collect();
     for (number, gateway) in honest.iter().enumerate() {
-        let place = flood.admit(*gateway).unwrap();
-        flood.admission.proven(flood.now, place, site(number as u64));
+        let slot = flood.admit(*gateway).unwrap();
+        flood.admission.proven(flood.now, slot, site(number as u64));
     }
     let bots: Vec<IpAddr> = (0..3000).map(|number| v4(number, 1)).collect();
     assert_eq!(flood.against(&bots, &honest), honest.len());
@@ -113,8 +113,8 @@ fn a_flood_from_everywhere_does_not_take_the_places_of_known_sources() {
 fn who_moves_is_known_where_it_is_now() {
     let mut flood = Flood::new();
     for net in [1, 2, 1, 3] {
-        let place = flood.admit(v4(net, 1)).unwrap();
-        flood.admission.proven(flood.now, place, site(1));
+        let slot = flood.admit(v4(net, 1)).unwrap();
+        flood.admission.proven(flood.now, slot, site(1));
     }
     let known = |flood: &Flood, net| flood.admission.sources.is_known(flood.now, v4(net, 1));
     assert_eq!([1, 2, 3].map(|net| known(&flood, net)), [false, false, true]);
@@ -133,16 +133,16 @@ fn who_comes_back_with_all_others_is_not_sent_away_half_way() {
     while !waiting.is_empty() || !under_way.is_empty() {
         // Gateways that were refused try again every second.
         waiting.retain(|gateway| match flood.admit(*gateway) {
-            Ok(place) => {
-                under_way.push_back((place, flood.now));
+            Ok(slot) => {
+                under_way.push_back((slot, flood.now));
                 false
             }
             Err(_) => true,
         });
         for _ in 0..500 {
-            let Some((place, _)) = under_way.pop_front() else { break };
-            assert!(!flood.lost.contains(&place), "half-way, after {seconds} s");
-            flood.admission.proven(flood.now, place, site(place));
+            let Some((slot, _)) = under_way.pop_front() else { break };
+            assert!(!flood.lost.contains(&slot), "half-way, after {seconds} s");
+            flood.admission.proven(flood.now, slot, site(slot));
         }
         flood.now += Duration::from_secs(1);
         seconds += 1;
@@ -181,9 +181,9 @@ fn wrong_proofs_wait_longer_and_longer_and_for_nobody_else() {
         assert!(flood.admission.failed(flood.now, one) <= FAILURE_DELAY);
     }
     assert_eq!(flood.admission.failed(flood.now, other), Duration::ZERO);
-    // Its site still gets a place there, and so has its proof examined.
-    let place = flood.admit(one).unwrap();
-    flood.admission.proven(flood.now, place, site(1));
+    // Its site still gets a slot there, and so has its proof examined.
+    let slot = flood.admit(one).unwrap();
+    flood.admission.proven(flood.now, slot, site(1));
     flood.now += FAILURE_DELAY;
     assert_eq!(flood.admission.failed(flood.now, one), FAILURE_INTERVAL);
 }
@@ -193,9 +193,9 @@ fn handshakes_and_lines_of_one_source_are_bounded() {
     let mut flood = Flood::new();
     let mut begun = 0;
     for _ in 0..10_000 {
-        if let Ok(place) = flood.admit(v4(1, 1)) {
+        if let Ok(slot) = flood.admit(v4(1, 1)) {
             begun += 1;
-            flood.admission.leave(place);
+            flood.admission.leave(slot);
         }
         flood.now += Duration::from_millis(1);
     }

@@ -130,7 +130,7 @@ impl Registry {
         } else {
             let mut state = self.state();
             state.put(site);
-            state.drop_papers(&key);
+            state.drop_documents(&key);
         }
         self.publish(ledger, documents).await
     }

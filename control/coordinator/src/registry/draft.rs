@@ -12,7 +12,7 @@ use penstock_proto::trust::Document;
 use tokio::sync::Semaphore;
 
 use super::Servers;
-use super::papers::Bundle;
+use super::documents::Bundle;
 use crate::policy::Reach;
 use crate::site::Site;
 

@@ -36,11 +36,11 @@ pub(super) struct Feed {
 #[derive(Debug)]
 pub struct Reader {
     wake: Arc<Notify>,
-    told: Told,
+    position: Position,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Told {
+enum Position {
     Nothing,
     /// The whole state up to this site; the changes since that number follow.
     Sites(SiteNumber, u64),
@@ -81,7 +81,7 @@ impl Feed {
         let wake = Arc::new(Notify::new());
         wake.notify_one();
         self.readers.push(Arc::downgrade(&wake));
-        Reader { wake, told: Told::Nothing }
+        Reader { wake, position: Position::Nothing }
     }
 
     /// What has changed since that number, oldest first; `None` if the log does not go back that far.
@@ -94,21 +94,21 @@ impl Feed {
 impl State {
     /// The next message for a relay, if there is one. It counts as told.
     pub fn access(&self, reader: &mut Reader) -> Option<Access> {
-        match reader.told {
-            Told::Changes(number) => {
+        match reader.position {
+            Position::Changes(number) => {
                 if number == self.feed.number {
                     return None;
                 }
                 let Some(changes) = self.feed.since(number) else {
-                    reader.told = Told::Nothing;
+                    reader.position = Position::Nothing;
                     return self.access(reader);
                 };
                 let taken: Vec<_> = changes.take(PAIRS_AT_A_TIME).collect();
-                reader.told = Told::Changes(number + taken.len() as u64);
+                reader.position = Position::Changes(number + taken.len() as u64);
                 Some(self.change_of(&taken.into_iter().collect()))
             }
-            Told::Nothing => Some(self.rows(reader, 0, self.feed.number)),
-            Told::Sites(next, number) => Some(self.rows(reader, next, number)),
+            Position::Nothing => Some(self.rows(reader, 0, self.feed.number)),
+            Position::Sites(next, number) => Some(self.rows(reader, next, number)),
         }
     }
 
@@ -149,11 +149,11 @@ impl State {
             next += 1;
         }
         // Even an empty state is told as a first and a last part, so an empty last part follows.
-        if next == count && first > 0 || count == 0 && matches!(reader.told, Told::Sites(..)) {
+        if next == count && first > 0 || count == 0 && matches!(reader.position, Position::Sites(..)) {
             access.part = AccessPart::Last;
-            reader.told = Told::Changes(number);
+            reader.position = Position::Changes(number);
         } else {
-            reader.told = Told::Sites(next, number);
+            reader.position = Position::Sites(next, number);
         }
         access
     }

@@ -19,11 +19,11 @@ use penstock_proto::trust::WaitReason;
 use tokio::sync::Notify;
 
 use super::Servers;
+use super::documents::{Common, Latest, SentDocuments, SiteDocuments};
 use super::draft::{Draft, News, Seen};
 use super::feed::{Feed, Reader};
 use super::links::Links;
 use super::offers::WaitingSubnets;
-use super::papers::{Common, Latest, Papers, ToldPapers};
 use super::transition;
 use crate::addresses::Owners;
 use crate::admission::limits::{
@@ -58,7 +58,7 @@ struct Record {
     announced: Arc<[IpNet]>,
     /// Those that it offers and that are not in force.
     waiting: WaitingSubnets,
-    papers: Papers,
+    documents: SiteDocuments,
     /// Forgotten by an administrator. Its number stays, since relays and views may refer to it.
     removed: bool,
     reachability: Option<Arc<Reachability>>,
@@ -94,7 +94,7 @@ pub struct Session {
     known: Option<Known>,
     told: Option<MapVersion>,
     registration: Option<Registration>,
-    papers: ToldPapers,
+    documents: SentDocuments,
 }
 
 /// What a connection is to do next.
@@ -174,17 +174,17 @@ impl State {
             .flat_map(|reachability| &reachability.candidates)
     }
 
-    pub(super) fn papers(&self, number: SiteNumber) -> &Papers {
-        &self.records[number as usize].papers
+    pub(super) fn documents(&self, number: SiteNumber) -> &SiteDocuments {
+        &self.records[number as usize].documents
     }
 
-    pub(super) fn papers_of(&mut self, number: SiteNumber) -> &mut Papers {
-        &mut self.records[number as usize].papers
+    pub(super) fn documents_of(&mut self, number: SiteNumber) -> &mut SiteDocuments {
+        &mut self.records[number as usize].documents
     }
 
-    pub(super) fn approved(&self) -> impl Iterator<Item = (SiteKey, &Papers)> {
+    pub(super) fn approved(&self) -> impl Iterator<Item = (SiteKey, &SiteDocuments)> {
         let approved = self.records.iter().filter(|record| record.site.state == SiteState::Approved);
-        approved.map(|record| (record.site.key, &record.papers))
+        approved.map(|record| (record.site.key, &record.documents))
     }
 
     /// The subnets of a site's offer that are not in force, as of the site's last change.
@@ -340,7 +340,7 @@ impl State {
             known,
             told: None,
             registration: None,
-            papers: ToldPapers::default(),
+            documents: SentDocuments::default(),
         };
         record.link = Some(link);
         Ok(session)
@@ -401,7 +401,7 @@ impl State {
         if state == RegistrationState::Approved {
             let mut peers = Vec::new();
             draft.news = self.catch_up(number, session, &mut peers);
-            draft.documents = self.bundle(number, &peers, &mut session.papers);
+            draft.documents = self.bundle(number, &peers, &mut session.documents);
         }
         Outgoing::Messages(draft)
     }
@@ -508,7 +508,7 @@ impl Record {
             site: Arc::new(site),
             announced: Arc::default(),
             waiting: Vec::new(),
-            papers: Papers::default(),
+            documents: SiteDocuments::default(),
             removed: false,
             reachability: None,
             view: View::default(),

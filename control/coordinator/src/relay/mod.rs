@@ -14,8 +14,8 @@ pub mod counters;
 pub mod kept;
 pub mod key;
 pub mod process;
+pub mod snapshot;
 pub mod stream;
-pub mod told;
 pub mod uplink;
 
 use std::collections::HashMap;
@@ -90,12 +90,12 @@ pub struct RelayServer {
 pub struct Hub {
     relay: Relay,
     /// How to reach the source, and the site that bound it.
-    ways: HashMap<Source, (Way, Option<SiteId>)>,
+    transports: HashMap<Source, (Transport, Option<SiteId>)>,
     places: HashMap<SiteId, Source>,
 }
 
 #[derive(Clone)]
-enum Way {
+enum Transport {
     Udp(Origin),
     Stream(StreamSender),
 }
@@ -118,7 +118,7 @@ impl RelayServer {
         let mut cookie_secret = [0; 32];
         rand::rng().fill_bytes(&mut cookie_secret);
         let relay = Relay::new(private_key, Key::from(cookie_secret), limits);
-        let hub = Mutex::new(Hub { relay, ways: HashMap::new(), places: HashMap::new() });
+        let hub = Mutex::new(Hub { relay, transports: HashMap::new(), places: HashMap::new() });
         Self { hub, public_key, streams: AtomicU64::new(0), counters: Counters::default() }
     }
 
@@ -146,7 +146,7 @@ impl RelayServer {
     pub fn open_stream(&self) -> (Source, StreamReceiver) {
         let source = Source::Stream(self.streams.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = queues();
-        self.lock().ways.insert(source, (Way::Stream(sender), None));
+        self.lock().transports.insert(source, (Transport::Stream(sender), None));
         (source, receiver)
     }
 
@@ -184,9 +184,9 @@ impl Hub {
         datagram: &[u8],
     ) -> Result<Decision, RelayDrop> {
         match self.relay.handle_datagram(now, from, datagram)? {
-            Outcome::Forward(to) => match (to, self.ways.get(&to)) {
-                (Source::Udp(address), Some((Way::Udp(origin), _))) => Ok(Decision::Udp(address, *origin)),
-                (_, Some((Way::Stream(sender), _))) => Ok(Decision::Stream(sender.clone())),
+            Outcome::Forward(to) => match (to, self.transports.get(&to)) {
+                (Source::Udp(address), Some((Transport::Udp(origin), _))) => Ok(Decision::Udp(address, *origin)),
+                (_, Some((Transport::Stream(sender), _))) => Ok(Decision::Stream(sender.clone())),
                 _ => Err(RelayDrop::UnboundReceiver),
             },
             Outcome::Answer(answer) => {
@@ -205,14 +205,14 @@ impl Hub {
             self.leave(site, before);
         }
         match origin {
-            Some(origin) => _ = self.ways.insert(source, (Way::Udp(origin), Some(site))),
-            None => self.ways.get_mut(&source).into_iter().for_each(|(_, at)| *at = Some(site)),
+            Some(origin) => _ = self.transports.insert(source, (Transport::Udp(origin), Some(site))),
+            None => self.transports.get_mut(&source).into_iter().for_each(|(_, at)| *at = Some(site)),
         }
     }
 
     fn leave(&mut self, site: SiteId, source: Source) {
-        if self.ways.get(&source).is_some_and(|(_, at)| *at == Some(site)) {
-            self.ways.remove(&source);
+        if self.transports.get(&source).is_some_and(|(_, at)| *at == Some(site)) {
+            self.transports.remove(&source);
         }
     }
 
@@ -220,7 +220,7 @@ impl Hub {
         if let Source::Stream(number) = source {
             self.relay.stream_closed(number);
         }
-        if let Some((_, Some(site))) = self.ways.remove(&source)
+        if let Some((_, Some(site))) = self.transports.remove(&source)
             && self.places.get(&site) == Some(&source)
         {
             self.places.remove(&site);

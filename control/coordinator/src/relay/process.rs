@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::kept::Kept;
-use super::told::ToldFile;
+use super::snapshot::SnapshotFile;
 use super::uplink::Uplink;
 use super::{RelayServer, key};
 use crate::admission::Door;
@@ -73,7 +73,7 @@ impl RelayProcess {
         let Served { tls, identity, acme } = serve(&serving)?;
         let private_key = key::load(&serving.state)?;
         let relay = Arc::new(RelayServer::new(private_key.clone(), RelayLimits::default()));
-        let file = ToldFile::new(&serving.state, &private_key, &coordinator);
+        let file = SnapshotFile::new(&serving.state, &private_key, &coordinator);
         let mut uplink = Uplink { url: coordinator, tls: uplink_tls, private_key, kept, shown: Vec::new(), file };
         uplink.recall(&relay);
         let (listeners, addresses) = listen(&serving.listen).await?;

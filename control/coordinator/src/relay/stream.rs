@@ -2,7 +2,7 @@
 //!
 //! A stream has to bind itself like a UDP source, and to renew its binding: without one it ends. A site is bound at one
 //! address, so its streams are bounded by the sites; streams without a proof are bounded by [`admission`], and end when
-//! their place there does.
+//! their slot there does.
 //!
 //! [`admission`]: crate::admission
 
@@ -18,7 +18,7 @@ use penstock_proto::relay::{RelayDrop, Source};
 use tokio::time::{sleep_until, timeout};
 
 use super::{Decision, RelayServer, StreamReceiver};
-use crate::admission::Place;
+use crate::admission::Slot;
 use crate::server::Stop;
 use crate::udp::Sockets;
 
@@ -32,7 +32,7 @@ const WRITE_BATCH: usize = 32;
 pub async fn serve(
     socket: WebSocket,
     from: SocketAddr,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     relay: Arc<RelayServer>,
     udp: Option<Arc<Sockets>>,
     stop: Stop,
@@ -40,18 +40,18 @@ pub async fn serve(
     let (source, queue) = relay.open_stream();
     let stream = Stream { socket, queue, source, until: None };
     let end = tokio::select! {
-        end = stream.run(&place, &relay, udp.as_deref()) => end,
+        end = stream.run(&slot, &relay, udp.as_deref()) => end,
         () = stop.stopped() => "the relay is stopping",
     };
     relay.close_stream(source);
     tracing::debug!("the stream from {from} ends: {end}");
 }
 
-/// Returns when the binding is over or, if there is none yet, when the stream has lost its place.
-async fn over(until: Option<Instant>, place: &Place) {
+/// Returns when the binding is over or, if there is none yet, when the stream has lost its slot.
+async fn over(until: Option<Instant>, slot: &Slot) {
     match until {
         Some(until) => sleep_until(until.into()).await,
-        None => place.over().await,
+        None => slot.over().await,
     }
 }
 
@@ -64,11 +64,11 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(mut self, place: &Place, relay: &RelayServer, udp: Option<&Sockets>) -> &'static str {
+    async fn run(mut self, slot: &Slot, relay: &RelayServer, udp: Option<&Sockets>) -> &'static str {
         loop {
             let outcome = tokio::select! {
                 message = self.socket.recv() => match message {
-                    Some(Ok(Message::Binary(datagram))) => self.take(&datagram, place, relay, udp).await,
+                    Some(Ok(Message::Binary(datagram))) => self.take(&datagram, slot, relay, udp).await,
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
                     Some(Ok(Message::Text(_))) => Err("it sends text"),
                     Some(Ok(Message::Close(_)) | Err(_)) | None => Err("it closed the connection"),
@@ -77,9 +77,9 @@ impl Stream {
                     Some(datagram) => self.give(datagram).await,
                     None => Err("its site is elsewhere, or none any more"),
                 },
-                () = over(self.until, place) => {
+                () = over(self.until, slot) => {
                     if self.until.is_none() {
-                        place.refused("late");
+                        slot.refused("late");
                     }
                     Err("it has no binding")
                 }
@@ -94,7 +94,7 @@ impl Stream {
     async fn take(
         &mut self,
         datagram: &Bytes,
-        place: &Place,
+        slot: &Slot,
         relay: &RelayServer,
         udp: Option<&Sockets>,
     ) -> Result<(), &'static str> {
@@ -109,7 +109,7 @@ impl Stream {
             Ok(Decision::Answer(answer, bound)) => {
                 if let Some(site) = bound {
                     if self.until.is_none() {
-                        place.proven(site);
+                        slot.proven(site);
                     }
                     self.until = Some(now + BINDING_LIFETIME);
                 }
@@ -118,9 +118,9 @@ impl Stream {
             Err(reason) => {
                 relay.counters.dropped(reason);
                 if reason == RelayDrop::BadProof {
-                    place.refused("proof");
-                    let delay = place.failed();
-                    let _ = timeout(delay, place.over()).await;
+                    slot.refused("proof");
+                    let delay = slot.failed();
+                    let _ = timeout(delay, slot.over()).await;
                     return Err("its proof is wrong");
                 }
             }

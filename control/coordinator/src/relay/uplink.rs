@@ -1,6 +1,6 @@
 //! A relay's connection to the coordinator: proves its key and is told who may talk.
 //!
-//! Without the connection the relay continues with what it was [`Told`] last, after a restart too: while the
+//! Without the connection the relay continues with its [`Snapshot`], after a restart too: while the
 //! coordinator is down, nothing is lost, and changes wait until it is back. A relay that knows the authority's key
 //! passes on what it has [`Kept`], whatever the coordinator shows.
 
@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::RelayServer;
 use super::access::{FollowError, Follower, is_common};
 use super::kept::Kept;
-use super::told::{Told, ToldFile};
+use super::snapshot::{Snapshot, SnapshotFile};
 
 /// The first pause between the end of a connection and the next attempt; it doubles.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ pub struct Uplink {
     /// Otherwise, what the coordinator showed last.
     pub shown: Vec<Document>,
     /// What the coordinator told last, for the next start.
-    pub file: ToldFile,
+    pub file: SnapshotFile,
 }
 
 /// Why a connection ended.
@@ -87,7 +87,7 @@ impl Uplink {
         let mut follower = Follower::new(relay.clone());
         match self.file.read() {
             Ok(None) => {}
-            Ok(Some(Told { documents, access })) => {
+            Ok(Some(Snapshot { documents, access })) => {
                 self.shown = documents;
                 match access.into_iter().try_for_each(|part| follower.take(part)) {
                     Ok(()) => tracing::info!("sites known from before the start: {}", relay.count().0),
@@ -126,7 +126,7 @@ impl Uplink {
             penstock_connect::open(endpoint, self.tls.clone(), &Outbound::new(Proxy::none(), 0), &Terms::COORDINATOR)
                 .await?;
         let challenge = loop {
-            match hear(&mut socket).await? {
+            match receive(&mut socket).await? {
                 CoordinatorMessage::Challenge(challenge) => break challenge,
                 CoordinatorMessage::Refused(refusal) => return Err(End::Refused(refusal)),
                 _ => {}
@@ -148,7 +148,7 @@ impl Uplink {
         loop {
             let heard = tokio::select! {
                 biased;
-                heard = hear(&mut socket) => heard,
+                received = receive(&mut socket) => received,
                 // Nothing more has come yet.
                 () = ready(()), if unwritten => {
                     self.store(&follower).await;
@@ -206,7 +206,7 @@ impl Uplink {
     async fn store(&self, follower: &Follower) {
         let (file, follower, documents) = (self.file.clone(), follower.clone(), self.shown.clone());
         // Writing all of a large overlay to a slow disk may take a second.
-        let write = move || file.write(&Told { documents, access: follower.whole() });
+        let write = move || file.write(&Snapshot { documents, access: follower.whole() });
         let written = tokio::task::spawn_blocking(write).await;
         if let Err(error) = written.map_err(std::io::Error::other).flatten() {
             let path = self.file.path().display();
@@ -216,7 +216,7 @@ impl Uplink {
 }
 
 /// The next message. A coordinator that is silent for longer than [`SILENCE_LIMIT`] is gone.
-async fn hear(socket: &mut Socket) -> Result<CoordinatorMessage, End> {
+async fn receive(socket: &mut Socket) -> Result<CoordinatorMessage, End> {
     loop {
         match timeout(SILENCE_LIMIT, socket.next()).await.map_err(|_| End::Silent)? {
             Some(Ok(Message::Text(text))) => return Ok(CoordinatorMessage::decode(&text)?),

@@ -53,7 +53,7 @@ async fn enrol(trusted: &Arc<ClientConfig>, authority: &Authority, state: &Path,
     let socket = upgrade(encrypt(trusted, authority).await.unwrap(), HOST).await.unwrap();
     let (mut connection, challenge) = challenge(socket).await.unwrap();
     let proof = prove(&site.private, &challenge, HOST).unwrap();
-    connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+    connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
     connection.until("there is a map", |connection| connection.map.is_some()).await;
     connection
 }

@@ -180,7 +180,7 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     running.policy(r#"{"Links": [["*", "tag:hub"], ["cadiz", "dublin"]]}"#).await;
     use Dependence::{AddressAndPortDependent, EndpointIndependent};
     let (hub, mut at_hub) = running.site("amsterdam", &["10.1.0.0/16"], &["hub"]).await;
-    at_hub.say(&nat(EndpointIndependent, EndpointIndependent)).await;
+    at_hub.send(&nat(EndpointIndependent, EndpointIndependent)).await;
     let direct = (PathKind::Direct, 41_000_000, "the peer answers directly");
     let relayed = (PathKind::Relay, 900_000, "both NATs map endpoint-dependently");
     let mut connections = Vec::new();
@@ -193,7 +193,7 @@ async fn an_administrator_sees_approves_and_changes_the_policy_in_chromium() {
     for (number, (name, (path, rate, reason), mapping)) in told.into_iter().enumerate() {
         let subnet = format!("10.{}.0.0/16", number + 2);
         let (_, mut connection) = running.site(name, &[&subnet], &["branch"]).await;
-        connection.say(&nat(mapping, AddressAndPortDependent)).await;
+        connection.send(&nat(mapping, AddressAndPortDependent)).await;
         tell(&mut connection, &hub, path, rate, reason).await;
         connections.push(connection);
     }

@@ -107,7 +107,7 @@ impl Gateway {
         channel[0] ^= u8::from(through);
         let bound_proof = prove_bound(&self.private, &challenge, HOST, &ChannelBinding(channel)).ok();
         let proof = prove(&self.private, &challenge, HOST).unwrap();
-        connection.say(&GatewayMessage::Hello(Hello { bound_proof, ..self.hello(proof) })).await;
+        connection.send(&GatewayMessage::Hello(Hello { bound_proof, ..self.hello(proof) })).await;
         connection.next().await?;
         Ok(connection)
     }
@@ -117,7 +117,7 @@ impl Gateway {
         let (mut connection, challenge) = challenged(address, pin).await?;
         let proof = prove(&self.private, &challenge, HOST).unwrap();
         connection.map = self.map.clone();
-        connection.say(&GatewayMessage::Hello(self.hello(proof))).await;
+        connection.send(&GatewayMessage::Hello(self.hello(proof))).await;
         connection.next().await?;
         Ok(connection)
     }
@@ -179,7 +179,7 @@ fn before(error: impl ToString) -> Failure {
 }
 
 impl Connection {
-    pub async fn say(&mut self, message: &GatewayMessage) {
+    pub async fn send(&mut self, message: &GatewayMessage) {
         self.say_text(&message.encode()).await;
     }
 
@@ -191,7 +191,7 @@ impl Connection {
     pub async fn say_address(&mut self, address: &str) {
         let candidate = Candidate { kind: CandidateKind::Host, address: address.parse().unwrap() };
         let reachability = Reachability { candidates: vec![candidate], ..Reachability::default() };
-        self.say(&GatewayMessage::Reachability(reachability)).await;
+        self.send(&GatewayMessage::Reachability(reachability)).await;
     }
 
     /// The next message, taken into account.

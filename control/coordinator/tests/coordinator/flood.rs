@@ -96,7 +96,7 @@ async fn challenged(
 async fn connect(source: &str, site: &Gateway, address: SocketAddr, pin: Fingerprint) -> Result<Connection, Failure> {
     let (mut connection, challenge) = challenged(source, address, pin).await?;
     let proof = prove(&site.private, &challenge, HOST).unwrap();
-    connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+    connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
     connection.next().await?;
     Ok(connection)
 }
@@ -214,7 +214,7 @@ async fn a_member_that_reconnects_and_never_reads_costs_little() {
                 let source = format!("127.5.{task}.{}", 1 + number);
                 let Ok((mut connection, challenge)) = challenged(&source, address, pin).await else { continue };
                 let proof = prove(&site.private, &challenge, HOST).unwrap();
-                connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+                connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
                 taken += 1;
                 // Kept open, and never read.
                 kept.push(connection);

@@ -17,7 +17,7 @@ use crate::running::Running;
 /// What becomes of a connection that answers the challenge with this message.
 async fn answer(running: &Running, message: GatewayMessage) -> Failure {
     let (mut connection, _) = challenged(running.address, running.pin).await.unwrap();
-    connection.say(&message).await;
+    connection.send(&message).await;
     connection.end().await
 }
 
@@ -41,7 +41,7 @@ async fn nobody_passes_for_another() {
     // With a proof that the victim made for another coordinator, which passes on our challenge.
     let (mut relayed, challenge) = challenged(running.address, running.pin).await.unwrap();
     let lured = prove(&victim.private, &challenge, "evil.example.net").unwrap();
-    relayed.say(&GatewayMessage::Hello(victim.hello(lured))).await;
+    relayed.send(&GatewayMessage::Hello(victim.hello(lured))).await;
     assert_eq!(relayed.end().await.reason(), RefusalReason::Proof);
 
     // The victim does not notice, nor do its peers.
@@ -87,8 +87,8 @@ async fn messages_that_are_none_end_the_connection() {
     let site = Gateway::new("last", &[]).with_key(&key);
     let (mut connection, challenge) = challenged(running.address, running.pin).await.unwrap();
     let hello = GatewayMessage::Hello(site.hello(prove(&site.private, &challenge, HOST).unwrap()));
-    connection.say(&hello).await;
-    connection.say(&hello).await;
+    connection.send(&hello).await;
+    connection.send(&hello).await;
     assert_malformed(connection.end().await, "a second hello");
     running.connect(&site).await.unwrap();
 }
@@ -156,7 +156,7 @@ async fn a_clock_that_is_an_hour_off_does_not_matter() {
         let socket = upgrade(encrypt(stream, running.pin, clock).await.unwrap(), HOST).await.unwrap();
         let (mut connection, challenge) = challenge(socket).await.unwrap();
         let proof = prove(&site.private, &challenge, HOST).unwrap();
-        connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+        connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
         connection.until("it is let in", |connection: &Connection| connection.map.is_some()).await;
     }
 }

@@ -89,7 +89,7 @@ async fn connect(number: usize, site: &Gateway, address: SocketAddr, pin: Finger
             let (mut connection, challenge) = challenge(socket).await?;
             let proof = prove(&site.private, &challenge, HOST).unwrap();
             connection.map = site.map.clone();
-            connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+            connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
             while connection.maps + connection.updates == 0 {
                 match connection.next().await {
                     // It is busy with the others.

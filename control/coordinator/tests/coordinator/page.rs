@@ -146,7 +146,7 @@ pub async fn tell(connection: &mut Connection, to: &Gateway, path: PathKind, rat
     let reason = reason.to_owned();
     let round_trip = (path != PathKind::None).then_some(8_300);
     let path = PathReport { peer: to.key, path, relay, reason, round_trip, received: rate, sent: 0 };
-    connection.say(&GatewayMessage::Paths(Paths { paths: vec![path] })).await;
+    connection.send(&GatewayMessage::Paths(Paths { paths: vec![path] })).await;
 }
 
 #[tokio::test]

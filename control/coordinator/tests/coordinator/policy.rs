@@ -71,8 +71,8 @@ async fn sites_too_old_for_a_policy_are_named() {
     let (old_site, mut old) = running.site("berlin", &[], &[]).await;
     let (silent_site, _silent) = running.site("cadiz", &[], &[]).await;
     let able = Reachability { enforces_allow: true, ..Reachability::default() };
-    new.say(&GatewayMessage::Reachability(able.clone())).await;
-    old.say(&GatewayMessage::Reachability(Reachability::default())).await;
+    new.send(&GatewayMessage::Reachability(able.clone())).await;
+    old.send(&GatewayMessage::Reachability(Reachability::default())).await;
     let enforces = |new: &Connection| {
         let berlin = new.map.as_ref().and_then(|map| map.peers.get(&old_site.key));
         berlin.and_then(|berlin| berlin.reachability.as_ref()).map(|told| told.enforces_allow)
@@ -95,7 +95,7 @@ async fn sites_too_old_for_a_policy_are_named() {
     assert_eq!(set(restricted).await, format!("the policy is in force; {sentence}"));
     assert_eq!(cut_off().await, [sentence], "nothing is said of a site that has not spoken: {}", silent_site.key);
 
-    old.say(&GatewayMessage::Reachability(able)).await;
+    old.send(&GatewayMessage::Reachability(able)).await;
     new.until("berlin is updated", |new| enforces(new) == Some(true)).await;
     assert_eq!(cut_off().await, [""; 0]);
 }

@@ -122,7 +122,7 @@ async fn connect(number: usize, site: &Gateway, address: SocketAddr, pin: Finger
     let (mut connection, challenge) = challenge(upgrade(encrypt(stream, pin, 0).await?, HOST).await?).await?;
     let proof = prove(&site.private, &challenge, HOST).unwrap();
     connection.map = site.map.clone();
-    connection.say(&GatewayMessage::Hello(site.hello(proof))).await;
+    connection.send(&GatewayMessage::Hello(site.hello(proof))).await;
     while connection.maps + connection.updates == 0 {
         connection.next().await?;
     }

@@ -82,7 +82,7 @@ async fn a_subnet_that_is_not_plainly_a_sites_own_waits_for_a_grant() {
     // Another site says that it is reached there, by an address that a STUN server saw.
     let address = "192.168.7.1:51820".parse().unwrap();
     let candidates = vec![Candidate { kind: CandidateKind::ServerReflexive, address }];
-    a.say(&GatewayMessage::Reachability(Reachability { candidates, ..Reachability::default() })).await;
+    a.send(&GatewayMessage::Reachability(Reachability { candidates, ..Reachability::default() })).await;
     let (watching, mut watcher) = running.site("watcher", &[], &[]).await;
     let knows =
         |watcher: &Connection| watcher.map.as_ref().unwrap().peers.values().any(|peer| peer.reachability.is_some());

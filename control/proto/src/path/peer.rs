@@ -190,7 +190,7 @@ impl Peer {
             return Ok(());
         }
         if self.given.is_none() {
-            self.hear(now, shared, route, &ping);
+            self.note_ping(now, shared, route, &ping);
         }
         // The peer can reach us, so it is worth asking whether we can reach it (RFC 8445, 7.3.1.4).
         if let Some(check) = self.check_mut(route)
@@ -203,7 +203,7 @@ impl Peer {
     }
 
     /// Takes what a ping says about the search for a path.
-    fn hear(&mut self, now: Instant, shared: &mut Shared, route: Route, ping: &Ping) {
+    fn note_ping(&mut self, now: Instant, shared: &mut Shared, route: Route, ping: &Ping) {
         if ping.selected && self.check(route).is_some_and(|check| !check.is_direct()) {
             self.peers_relay = Some(route);
             self.insist(now, shared, route);

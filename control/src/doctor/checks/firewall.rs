@@ -1,8 +1,10 @@
 //! Rules of the packet filter that certainly drop what the gateway needs. Where a rule may let some of it through, that
 //! is taken to be intended.
 
+use penstock_dataplane::filter::Direction;
+
 use super::{Port, error, path, quoted, set_config, warning};
-use crate::bypass::{Barrier, Inside, Outside, Way};
+use crate::bypass::{Barrier, Inside, Outside};
 use crate::doctor::Finding;
 use crate::doctor::facts::Facts;
 use crate::profile::{LanMode, LocalPort, Profile};
@@ -27,8 +29,9 @@ pub(super) fn keeps_the_lan_apart(facts: &Facts, profile: &Profile, port: &Port<
     let (lan, tunnel) = (port.name, profile.name.as_str());
     let own = profile.lan.subnets.iter().copied().collect();
     let inside = Inside { lan, tunnel, own: &own, remote: &facts.remote() };
-    let ways = [(Way::Out, [lan, tunnel]), (Way::In, [tunnel, lan])];
-    let barriers = ways.map(|(way, ends)| facts.firewall.barrier_lan(&inside, way).map(|barrier| (barrier, ends)));
+    let directions = [(Direction::Out, [lan, tunnel]), (Direction::In, [tunnel, lan])];
+    let barriers = directions
+        .map(|(direction, ends)| facts.firewall.barrier_lan(&inside, direction).map(|barrier| (barrier, ends)));
     let command = |(barrier, [from, to]): &(Barrier, [&str; 2])| let_through(facts, barrier, from, Some(to), [""; 2]);
     match &barriers {
         [Some(one), Some(other)] => {

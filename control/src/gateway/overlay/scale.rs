@@ -73,7 +73,7 @@ impl Lab {
             map: Arc::default(),
             registration: None,
             first_handshakes: Bucket::default(),
-            telling: Telling::default(),
+            reporting: Reporting::default(),
             refused: Problems::default(),
             outdated: BTreeSet::new(),
             cut_off: Problems::default(),
@@ -120,7 +120,7 @@ impl Lab {
 
     /// What the gateway does with a message of the coordinator: these documents, and these sites that are new or have
     /// changed.
-    fn hear(&mut self, documents: Vec<Document>, upsert: BTreeMap<SiteKey, MapPeer>) -> Duration {
+    fn receive(&mut self, documents: Vec<Document>, upsert: BTreeMap<SiteKey, MapPeer>) -> Duration {
         let from = self.map.version;
         let to = MapVersion { epoch: 1, number: from.number + 1 };
         let update = Update { from, to, upsert, remove: Vec::new() };
@@ -171,7 +171,7 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
     let count = sites();
     let (documents, all): (Vec<_>, Vec<_>) = (1..=count).map(|number| lab.join(number)).unzip();
     let documents = own.into_iter().chain(documents.into_iter().flatten()).collect();
-    let whole = lab.hear(documents, all.into_iter().collect());
+    let whole = lab.receive(documents, all.into_iter().collect());
     assert_eq!(lab.overlay.believed.sites.len(), usize::from(count));
     for (number, peer) in (1..).zip(lab.handshakes.peers.iter_mut()) {
         peer.endpoint = Some(at(number, 47_100).candidates[0].address);
@@ -180,7 +180,7 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
 
     let moved = least(&mut |round| {
         let moved = MapPeer { reachability: Some(at(7, 47_101 + round)), ..lab.map.peers[&key(7)].clone() };
-        lab.hear(Vec::new(), [(key(7), moved)].into())
+        lab.receive(Vec::new(), [(key(7), moved)].into())
     });
     let joined = least(&mut |round| {
         let (documents, site) = lab.join(count + 1 + round);
@@ -188,7 +188,7 @@ async fn a_change_of_a_map_costs_as_much_as_it_changes() {
         if let Some(peer) = lab.handshakes.peers.iter_mut().last() {
             peer.endpoint = Some(SocketAddr::from(([198, 51, 100, round as u8], 47_100)));
         }
-        lab.hear(documents, [site].into())
+        lab.receive(documents, [site].into())
     });
     assert_eq!(lab.overlay.believed.sites.len(), usize::from(count) + 10);
     println!("{count} sites: the whole map {whole:.1?}; a site that moves {moved:.1?}; one that joins {joined:.1?}");

@@ -59,7 +59,7 @@ const SETTLING: Millis = Millis(10_000);
 
 /// How an interface is driven, the best first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rung {
+pub enum Method {
     /// By AF_XDP, as well as the driver can.
     #[default]
     Best,
@@ -71,7 +71,7 @@ pub enum Rung {
     Sockets,
 }
 
-impl Rung {
+impl Method {
     /// What is in use now, as the end of a sentence.
     pub fn name(self) -> &'static str {
         match self {
@@ -111,7 +111,7 @@ pub struct Counters {
 
 /// A session with a peer that is reached without a relay.
 #[derive(Clone, Debug)]
-pub struct Talk<'a> {
+pub struct DirectSession<'a> {
     /// The peer's name.
     pub peer: &'a str,
     /// Our receiver index of it.
@@ -136,7 +136,7 @@ pub struct Talk<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallen {
     /// What is in use now.
-    pub rung: Rung,
+    pub method: Method,
     /// What was seen.
     pub fault: Fault,
     since: Millis,
@@ -214,8 +214,8 @@ impl Proof {
     }
 
     /// How the interface is to be driven.
-    pub fn rung(&self) -> Rung {
-        self.fallen.as_ref().map_or(Rung::Best, |fallen| fallen.rung)
+    pub fn method(&self) -> Method {
+        self.fallen.as_ref().map_or(Method::Best, |fallen| fallen.method)
     }
 
     /// What has replaced the best way, and why.
@@ -241,7 +241,7 @@ impl Proof {
             self.silence.forgive();
             self.share.forgive();
         }
-        self.queues.values_mut().for_each(|queue| (queue.waits, queue.hopes) = (false, false));
+        self.queues.values_mut().for_each(|queue| (queue.overdue, queue.may_prove) = (false, false));
         self.told = now;
     }
 
@@ -292,12 +292,12 @@ impl Proof {
     }
 
     /// Takes the state of a session. `way` is that of the ring with which `queue` sends.
-    pub fn handle_talk(&mut self, now: Millis, queue: u32, way: u64, talk: &Talk<'_>) {
+    pub fn handle_session(&mut self, now: Millis, queue: u32, way: u64, session: &DirectSession<'_>) {
         // What began before the ring was bound proves nothing about it.
-        if !self.bound.is_some_and(|(bound, since)| bound.wan && talk.born >= since) {
+        if !self.bound.is_some_and(|(bound, since)| bound.wan && session.born >= since) {
             return;
         }
-        let seen = self.queues.entry(queue).or_default().handle_talk(now, queue, way, talk);
+        let seen = self.queues.entry(queue).or_default().handle_session(now, queue, way, session);
         self.fault = self.fault.take().or(seen);
     }
 
@@ -307,7 +307,8 @@ impl Proof {
         let Some((_, since)) = self.bound.filter(|(bound, _)| bound.wan) else { return false };
         let due = self.asked.map_or(after(since, ASK), |asked| after(asked, ASK_AGAIN));
         let sends = self.queues.values().any(|queue| queue.counters.passed.sent > 0);
-        let asks = now >= due && sends && self.queues.values().all(|queue| queue.answered.is_none() && !queue.hopes);
+        let asks =
+            now >= due && sends && self.queues.values().all(|queue| queue.answered.is_none() && !queue.may_prove);
         if asks {
             self.asked = Some(now);
         }
@@ -334,17 +335,17 @@ impl Proof {
     }
 
     fn fall(&mut self, now: Millis, fault: Fault, bound: Bound, since: Millis) {
-        let rung = match &fault {
-            Fault::Missed(_) => Rung::Sockets,
-            _ if bound.zero_copy => Rung::Copy,
-            fault if fault.of_receiving() && bound.native && bound.required && !bound.uncut => Rung::Generic,
-            _ => Rung::Sockets,
+        let method = match &fault {
+            Fault::Missed(_) => Method::Sockets,
+            _ if bound.zero_copy => Method::Copy,
+            fault if fault.of_receiving() && bound.native && bound.required && !bound.uncut => Method::Generic,
+            _ => Method::Sockets,
         };
-        if self.rung() == Rung::Best {
+        if self.method() == Method::Best {
             let soon = self.wait > Millis(0) && now.since(since) < self.wait;
             self.wait = if soon { Millis(self.wait.0 * 2).min(LONGEST_WAIT) } else { FIRST_WAIT };
         }
-        self.fallen = Some(Fallen { rung, fault, since: now, retry: after(now, self.wait) });
+        self.fallen = Some(Fallen { method, fault, since: now, retry: after(now, self.wait) });
     }
 
     /// The verdicts on a queue: receiving, sending.
@@ -372,9 +373,9 @@ struct Queue {
     unanswered: u64,
     counted: BTreeSet<u32>,
     /// Whether a session has waited for an answer for too long.
-    waits: bool,
+    overdue: bool,
     /// Whether a session may still prove something.
-    hopes: bool,
+    may_prove: bool,
 }
 
 impl Queue {
@@ -402,31 +403,31 @@ impl Queue {
             .map(|(frames, _)| Fault::Stalled { queue, frames })
     }
 
-    fn handle_talk(&mut self, now: Millis, queue: u32, way: u64, talk: &Talk<'_>) -> Option<Fault> {
-        if !talk.ours {
+    fn handle_session(&mut self, now: Millis, queue: u32, way: u64, session: &DirectSession<'_>) -> Option<Fault> {
+        if !session.ours {
             return None;
         }
-        if let Some(ways) = talk.answered {
-            if ways == way && self.answered.is_none_or(|(_, born)| born < talk.born) {
-                self.answered = Some((now, talk.born));
-                (self.unanswered, self.waits) = (0, false);
+        if let Some(ways) = session.answered {
+            if ways == way && self.answered.is_none_or(|(_, born)| born < session.born) {
+                self.answered = Some((now, session.born));
+                (self.unanswered, self.overdue) = (0, false);
                 self.counted.clear();
             }
             return None;
         }
-        self.hopes |= talk.left_by & !way == 0;
-        let due = after(talk.first_data.filter(|_| talk.left_by == way)?, ANSWER);
-        match talk.next_born {
+        self.may_prove |= session.left_by & !way == 0;
+        let due = after(session.first_data.filter(|_| session.left_by == way)?, ANSWER);
+        match session.next_born {
             // The peer could be reached both before and after it.
             Some(next) if next >= due => {
-                if self.counted.insert(talk.index) {
-                    self.unanswered += talk.sent;
+                if self.counted.insert(session.index) {
+                    self.unanswered += session.sent;
                 }
             }
             Some(_) => {}
-            None => self.waits |= now >= due,
+            None => self.overdue |= now >= due,
         }
-        let fault = Fault::Unanswered { queue, messages: self.unanswered, peer: talk.peer.to_owned() };
+        let fault = Fault::Unanswered { queue, messages: self.unanswered, peer: session.peer.to_owned() };
         (self.unanswered >= UNANSWERED).then_some(fault)
     }
 
@@ -454,7 +455,7 @@ impl Queue {
             None => "no peer has answered by a session whose messages left by this queue alone",
         };
         let seen = format!("{sent} frames were put into the ring, and {completed} came back; {answer}");
-        let failing = self.waits || self.completed.is_stuck(now);
+        let failing = self.overdue || self.completed.is_stuck(now);
         Verdict { state: State::of(proven, failing), proven, seen }
     }
 }

@@ -7,9 +7,9 @@
 //! of these can be faulty. Then pings get through, TCP crawls, and no counter shows it. So a train of probes is sent by
 //! the same call that sends data, and a Penstock at the other end reports which of them have arrived. When some have
 //! not, more trains follow, each along with as many probes sent one by one: what only trains lose, always at the same
-//! place, is not lost by chance. A way is an address that the tunnel's socket sends to, and each is judged separately.
+//! place, is not lost by chance. A path is an address that the tunnel's socket sends to, and each is judged separately.
 //!
-//! A kernel may also refuse to send any train, for example on a way with IPsec. The socket's worker then sends none to
+//! A kernel may also refuse to send any train, for example on a path with IPsec. The socket's worker then sends none to
 //! anybody until the refusal is forgotten here.
 //!
 //! There is no I/O here, and time is an argument.
@@ -31,7 +31,7 @@ pub const LENGTH: usize = 16;
 pub const LONGEST: u16 = 4_000;
 /// How long answers may take.
 const ANSWER: Millis = Millis(1_500);
-/// Time between two tests of a way that works, while trains are sent.
+/// Time between two tests of a path that works, while trains are sent.
 const AGAIN: Millis = Millis(10_000);
 /// Time between two tests where datagrams sent one by one are lost as well.
 const LOSSY: Millis = Millis(5_000);
@@ -64,12 +64,12 @@ pub struct Test {
     pub singles: bool,
 }
 
-/// All ways. As long as nothing is known, trains are sent.
+/// All paths. As long as nothing is known, trains are sent.
 #[derive(Debug, Default)]
 pub struct Trains {
-    /// Why no trains are sent as long as nothing is known about a way, if so.
+    /// Why no trains are sent as long as nothing is known about a path, if so.
     doubt: Option<&'static str>,
-    ways: BTreeMap<PublicKey, Way>,
+    paths: BTreeMap<PublicKey, PeerPath>,
     refused: Option<Refused>,
 }
 
@@ -84,7 +84,7 @@ struct Refused {
 }
 
 #[derive(Debug)]
-struct Way {
+struct PeerPath {
     to: SocketAddr,
     proven: Option<Millis>,
     /// When the next test is due.
@@ -118,7 +118,7 @@ impl Trains {
         std::mem::replace(&mut self.doubt, doubt) != doubt
     }
 
-    /// Whether trains are sent as long as nothing is known about a way.
+    /// Whether trains are sent as long as nothing is known about a path.
     fn usual(&self) -> bool {
         self.doubt.is_none()
     }
@@ -126,47 +126,47 @@ impl Trains {
     /// The peers to which the sockets may send trains.
     pub fn bundling(&self) -> Bundling {
         let usual = self.usual();
-        let excepted = |way: &&Way| way.sends_trains(usual) != usual;
-        Bundling { usual, except: self.ways.values().filter(excepted).map(|way| way.to).collect() }
+        let excepted = |path: &&PeerPath| path.sends_trains(usual) != usual;
+        Bundling { usual, except: self.paths.values().filter(excepted).map(|path| path.to).collect() }
     }
 
-    /// Forgets the ways to all other peers.
+    /// Forgets the paths to all other peers.
     pub fn retain(&mut self, is_there: impl Fn(&PublicKey) -> bool) {
-        self.ways.retain(|peer, _| is_there(peer));
+        self.paths.retain(|peer, _| is_there(peer));
     }
 
     /// Takes the address that a peer's packets go to, how many messages it was sent, and how many trains were sent to
     /// anybody. Returns the test that is due, to be followed by [`begun`](Self::begun) or [`refused`](Self::refused).
     pub fn due(&mut self, now: Millis, peer: &PublicKey, to: SocketAddr, sent: u64, bundles: u64) -> Option<Test> {
         let usual = self.usual();
-        if self.ways.get(peer).is_none_or(|way| way.to != to) {
-            self.ways.insert(*peer, Way::new(now, to, sent));
+        if self.paths.get(peer).is_none_or(|path| path.to != to) {
+            self.paths.insert(*peer, PeerPath::new(now, to, sent));
         }
-        let way = self.ways.get_mut(peer)?;
+        let path = self.paths.get_mut(peer)?;
         // Where no trains are sent, it does not matter whether they would arrive.
-        let matters = bundles > way.bundles || !way.sends_trains(usual) || way.against > 0;
-        let busy = sent.saturating_sub(way.sent) >= BUSY || way.against > 0;
-        (way.running.is_none() && now >= way.next && matters && busy).then_some(Test { singles: way.against > 0 })
+        let matters = bundles > path.bundles || !path.sends_trains(usual) || path.against > 0;
+        let busy = sent.saturating_sub(path.sent) >= BUSY || path.against > 0;
+        (path.running.is_none() && now >= path.next && matters && busy).then_some(Test { singles: path.against > 0 })
     }
 
     /// Probes with these transactions were sent; `sent` and `bundles` are the counts at that time.
     pub fn begun(&mut self, now: Millis, peer: &PublicKey, names: [Vec<u64>; 2], sent: u64, bundles: u64) {
-        let Some(way) = self.ways.get_mut(peer) else { return };
+        let Some(path) = self.paths.get_mut(peer) else { return };
         let [train, singles] = names;
-        (way.sent, way.bundles) = (sent, bundles);
-        way.running = Some(Running { begun: now, train, singles, arrived: 0, singles_arrived: 0 });
+        (path.sent, path.bundles) = (sent, bundles);
+        path.running = Some(Running { begun: now, train, singles, arrived: 0, singles_arrived: 0 });
     }
 
     /// The test could not be sent.
     pub fn refused(&mut self, now: Millis, peer: &PublicKey) {
-        if let Some(way) = self.ways.get_mut(peer) {
-            way.next = after(now, LOSSY);
+        if let Some(path) = self.paths.get_mut(peer) {
+            path.next = after(now, LOSSY);
         }
     }
 
     /// The peer has confirmed a probe.
     pub fn handle_arrived(&mut self, peer: &PublicKey, name: u64) {
-        if let Some(running) = self.ways.get_mut(peer).and_then(|way| way.running.as_mut()) {
+        if let Some(running) = self.paths.get_mut(peer).and_then(|path| path.running.as_mut()) {
             let place = |names: &[u64]| names.iter().position(|known| *known == name).map_or(0, |place| 1 << place);
             running.arrived |= place(&running.train);
             running.singles_arrived |= place(&running.singles);
@@ -209,10 +209,10 @@ impl Trains {
 
     /// The interface has changed, or has come up again: a cause of spoilt trains may be gone, or new.
     pub fn handle_link_event(&mut self, now: Millis) {
-        for way in self.ways.values_mut() {
-            way.next = after(now, SETTLING);
-            way.bundles = 0;
-            way.silent = 0;
+        for path in self.paths.values_mut() {
+            path.next = after(now, SETTLING);
+            path.bundles = 0;
+            path.silent = 0;
         }
         if let Some(refused) = &mut self.refused {
             refused.next = after(now, SETTLING);
@@ -221,35 +221,35 @@ impl Trains {
 
     /// Ends tests that have been answered, or have waited long enough.
     pub fn handle_timeout(&mut self, now: Millis) {
-        self.ways.values_mut().for_each(|way| way.handle_timeout(now));
+        self.paths.values_mut().for_each(|path| path.handle_timeout(now));
     }
 
-    /// The verdict on the way to a peer, if there is anything to say.
+    /// The verdict on the path to a peer, if there is anything to say.
     pub fn verdict(&self, peer: &PublicKey) -> Option<Verdict> {
         let without_proof = |state, seen| Some(Verdict { state, proven: None, seen });
         if let Some(seen) = self.refusal() {
             return without_proof(State::Failing, seen);
         }
-        let Some(way) = self.ways.get(peer).filter(|way| way.was_tested() || self.doubt.is_some()) else {
+        let Some(path) = self.paths.get(peer).filter(|path| path.was_tested() || self.doubt.is_some()) else {
             let doubt = self.doubt?;
             return without_proof(State::Unproven, unknown("the peer cannot tell", Some(doubt)));
         };
-        let state = match (way.given_up, way.proven) {
+        let state = match (path.given_up, path.proven) {
             (Some(_), _) => State::Failing,
             (None, Some(_)) => State::Proven,
             (None, None) => State::Unproven,
         };
-        Some(Verdict { state, proven: way.proven, seen: way.seen(self.doubt) })
+        Some(Verdict { state, proven: path.proven, seen: path.seen(self.doubt) })
     }
 
     /// The peers to which datagrams go one by one because trains were spoilt, and what was seen.
     pub fn given_up(&self) -> impl Iterator<Item = (&PublicKey, String)> + '_ {
-        let ways = self.ways.iter().filter(|(_, way)| way.given_up.is_some());
-        ways.map(|(peer, way)| (peer, way.seen(self.doubt)))
+        let paths = self.paths.iter().filter(|(_, path)| path.given_up.is_some());
+        paths.map(|(peer, path)| (peer, path.seen(self.doubt)))
     }
 }
 
-impl Way {
+impl PeerPath {
     fn new(now: Millis, to: SocketAddr, sent: u64) -> Self {
         Self {
             to,

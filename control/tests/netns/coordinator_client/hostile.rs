@@ -87,7 +87,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, attack: &Attack, hellos: &Mutex
         Attack::First(message) => _ = socket.send(message.clone()).await,
         Attack::Then(message) => {
             let challenge = Challenger::new(&mut rand::rng()).challenge().clone();
-            say(&mut socket, &CoordinatorMessage::Challenge(challenge)).await;
+            send(&mut socket, &CoordinatorMessage::Challenge(challenge)).await;
             if let Some(Ok(Message::Text(text))) = socket.next().await
                 && let Ok(GatewayMessage::Hello(hello)) = GatewayMessage::decode(&text)
             {
@@ -100,8 +100,8 @@ async fn serve(mut stream: TlsStream<TcpStream>, attack: &Attack, hellos: &Mutex
                 subnets: Vec::new(),
                 waiting: Vec::new(),
             };
-            say(&mut socket, &CoordinatorMessage::Registration(registration)).await;
-            say(&mut socket, &CoordinatorMessage::Map(Map::default())).await;
+            send(&mut socket, &CoordinatorMessage::Registration(registration)).await;
+            send(&mut socket, &CoordinatorMessage::Map(Map::default())).await;
             let _ = socket.send(message.clone()).await;
         }
         Attack::Http(_) => {}
@@ -109,7 +109,7 @@ async fn serve(mut stream: TlsStream<TcpStream>, attack: &Attack, hellos: &Mutex
     while let Some(Ok(_)) = socket.next().await {}
 }
 
-async fn say(socket: &mut WebSocketStream<TlsStream<TcpStream>>, message: &CoordinatorMessage) {
+async fn send(socket: &mut WebSocketStream<TlsStream<TcpStream>>, message: &CoordinatorMessage) {
     let _ = socket.send(Message::text(message.encode())).await;
 }
 

@@ -16,7 +16,7 @@ use crate::gateway::plane::Plane;
 use crate::gateway::plane::modes::Plan;
 use crate::gateway::plane::offloads::may_come_uncut;
 use crate::gateway::plane::ports::WorkerPorts;
-use crate::gateway::plane::proof::{Arrivals, Bound, Counters, Fallen, Fault, Rung, Talk, Verdict};
+use crate::gateway::plane::proof::{Arrivals, Bound, Counters, DirectSession, Fallen, Fault, Method, Verdict};
 use crate::gateway::plane::steering::{Counted, Steering};
 use crate::netlink::Netlink;
 
@@ -41,7 +41,7 @@ impl Plane {
                 drives.note_problems();
             }
             if drives.wan.xdp() {
-                tell_talks(now, drives, engine, peers);
+                tell_sessions(now, drives, engine, peers);
             }
         }
         let (wan, mut restarted) = (drives.wan.index(), false);
@@ -52,7 +52,7 @@ impl Plane {
                 restarted |= drive.index() == wan;
             }
             if drive.proof.handle_timeout(now) {
-                drive.take_rung();
+                drive.take_method();
                 changed = true;
             }
         }
@@ -119,7 +119,7 @@ impl Drive {
     }
 
     /// Drives it as its proof says, and reports it.
-    fn take_rung(&mut self) {
+    fn take_method(&mut self) {
         match self.proof.fallen() {
             Some(fallen) => tracing::warn!("{}: {}", self.name, why(fallen)),
             None => tracing::info!("{}: AF_XDP is tried again", self.name),
@@ -129,7 +129,7 @@ impl Drive {
 
     /// Why frames are copied on all interfaces, if it is because of this one: they share memory, and so must all copy.
     pub(in crate::gateway::plane) fn copies(&self) -> Option<String> {
-        let copies = self.proof.rung() >= Rung::Copy;
+        let copies = self.proof.method() >= Method::Copy;
         copies.then(|| format!("all frames are copied, since those of {} must be", self.name))
     }
 
@@ -146,16 +146,16 @@ impl Drive {
 
     /// Why AF_XDP was given up, if it has lost packets.
     pub(super) fn lost(&self) -> Option<(String, &'static str)> {
-        let Fallen { fault, rung, .. } = self.proof.fallen().filter(|f| !matches!(f.fault, Fault::Missed(_)))?;
-        let rung = rung.name();
+        let Fallen { fault, method, .. } = self.proof.fallen().filter(|f| !matches!(f.fault, Fault::Missed(_)))?;
+        let method = method.name();
         if let Fault::Silent { .. } = fault {
-            let sentence = format!("AF_XDP may carry nothing: {fault}; fell back to {rung} for some minutes");
+            let sentence = format!("AF_XDP may carry nothing: {fault}; fell back to {method} for some minutes");
             let what_to_do = "if packets arrive now, try another kernel or driver, or set the modes to sockets for good; \
                               otherwise look at the cable and the router";
             return Some((sentence, what_to_do));
         }
         let sentence = format!(
-            "AF_XDP lost packets: {fault}; fell back to {rung} until the interface changes, or for some minutes"
+            "AF_XDP lost packets: {fault}; fell back to {method} until the interface changes, or for some minutes"
         );
         Some((sentence, "try another kernel or driver, or set the mode of this side to sockets for good"))
     }
@@ -164,8 +164,8 @@ impl Drive {
 /// The plan, replaced by what it has fallen back to.
 pub(super) fn fall(mut plan: Plan, fallen: &Fallen) -> Plan {
     match &mut plan {
-        Plan::Xdp { attach, reason, .. } if fallen.rung < Rung::Sockets => {
-            *attach = if fallen.rung == Rung::Generic { AttachMode::Generic } else { *attach };
+        Plan::Xdp { attach, reason, .. } if fallen.method < Method::Sockets => {
+            *attach = if fallen.method == Method::Generic { AttachMode::Generic } else { *attach };
             *reason = format!("{reason}; {}", why(fallen));
             plan
         }
@@ -174,7 +174,7 @@ pub(super) fn fall(mut plan: Plan, fallen: &Fallen) -> Plan {
 }
 
 fn why(fallen: &Fallen) -> String {
-    format!("fell back to {}, since {}", fallen.rung.name(), fallen.fault)
+    format!("fell back to {}, since {}", fallen.method.name(), fallen.fault)
 }
 
 /// Tells the proofs what was bound.
@@ -197,7 +197,7 @@ pub(in crate::gateway::plane) fn note_bound(drives: &mut Drives, steering: &Stee
 }
 
 /// Tells the proof of the WAN about every session.
-fn tell_talks(now: Millis, drives: &mut Drives, engine: &Engine, peers: &Peers) {
+fn tell_sessions(now: Millis, drives: &mut Drives, engine: &Engine, peers: &Peers) {
     // A worker sends through the first ring that it has on the WAN.
     let mut rings: Vec<(usize, u32)> = Vec::new();
     for (worker, port, _) in engine.passed().filter(|(_, port, _)| port.interface == drives.wan.name) {
@@ -211,9 +211,9 @@ fn tell_talks(now: Millis, drives: &mut Drives, engine: &Engine, peers: &Peers) 
         sessions.sort_by_key(|session| session.born());
         for (i, session) in sessions.iter().enumerate() {
             let next_born = sessions.get(i + 1).map(|next| next.born());
-            let talk = talk(&label, session, next_born);
+            let session = direct_session(&label, session, next_born);
             for &(worker, queue) in &rings {
-                drives.wan.proof.handle_talk(now, queue, by_ring(worker), &talk);
+                drives.wan.proof.handle_session(now, queue, by_ring(worker), &session);
             }
         }
     }
@@ -224,8 +224,8 @@ fn is_direct(peer: &Peer) -> bool {
     matches!(peer.found, None | Some(Found { path: path::Path::Direct { .. }, .. }))
 }
 
-fn talk<'a>(peer: &'a str, session: &Session, next_born: Option<Millis>) -> Talk<'a> {
-    Talk {
+fn direct_session<'a>(peer: &'a str, session: &Session, next_born: Option<Millis>) -> DirectSession<'a> {
+    DirectSession {
         peer,
         index: session.local_index,
         ours: session.ours,

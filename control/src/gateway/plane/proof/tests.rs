@@ -127,11 +127,11 @@ impl Watch {
         (1..=60).find(|_| self.second(port, frames))
     }
 
-    fn talk(&mut self, talk: &Talk<'_>) -> bool {
+    fn session(&mut self, session: &DirectSession<'_>) -> bool {
         self.now += SECOND;
         let now = Millis(self.now);
         self.proof.begin(now);
-        self.proof.handle_talk(now, 0, RING_WAY, talk);
+        self.proof.handle_session(now, 0, RING_WAY, session);
         self.proof.handle_timeout(now)
     }
 
@@ -144,8 +144,8 @@ impl Watch {
     }
 }
 
-fn talk(index: u32, born: u64) -> Talk<'static> {
-    Talk {
+fn session(index: u32, born: u64) -> DirectSession<'static> {
+    DirectSession {
         peer: "berlin",
         index,
         ours: true,
@@ -234,21 +234,21 @@ fn frames_redirected_before_the_socket_was_bound_are_not_missed() {
 fn the_ladder_is_climbed_down_and_up_again() {
     let mut watch = Watch::new(Bound { zero_copy: true, ..LAN });
     let mut port = Port::new(LAN, 0, Does::SwallowReceived);
-    let mut rungs = Vec::new();
+    let mut methods = Vec::new();
     for bound in [Bound { zero_copy: true, ..LAN }, LAN, Bound { native: false, ..LAN }] {
         watch.bind(bound);
         watch.tell(&port);
         assert!(watch.falls_after(&mut port, 20).is_some());
-        rungs.push(watch.proof.rung());
+        methods.push(watch.proof.method());
     }
-    assert_eq!(rungs, [Rung::Copy, Rung::Generic, Rung::Sockets]);
+    assert_eq!(methods, [Method::Copy, Method::Generic, Method::Sockets]);
     watch.proof.bound(Millis(watch.now), None);
     let fallen = watch.proof.fallen().expect("it has").clone();
     assert_eq!(fallen.retry, after(fallen.since, FIRST_WAIT));
     watch.now = fallen.retry.0 - SECOND;
     assert!(!watch.proof.handle_timeout(Millis(watch.now)));
     assert!(watch.proof.handle_timeout(fallen.retry), "the wait is over");
-    assert_eq!(watch.proof.rung(), Rung::Best);
+    assert_eq!(watch.proof.method(), Method::Best);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn generic_mode_takes_the_place_of_native_only_where_it_will_do() {
         let mut port = Port::new(LAN, 0, Does::SwallowReceived);
         watch.tell(&port);
         assert!(watch.falls_after(&mut port, 20).is_some());
-        assert_eq!(watch.proof.rung(), Rung::Sockets);
+        assert_eq!(watch.proof.method(), Method::Sockets);
     }
 }
 
@@ -312,7 +312,7 @@ fn rings_that_carry_little_are_given_up_where_that_is_allowed() {
         assert!((1..=30).any(|_| second(&mut watch)), "it is given up");
         let fallen = watch.proof.fallen().expect("given up").clone();
         assert!(fallen.fault.to_string().ends_with("most because of no_headroom"), "{}", fallen.fault);
-        assert_eq!(fallen.rung, Rung::Sockets);
+        assert_eq!(fallen.method, Method::Sockets);
         watch.proof.bound(Millis(watch.now), None);
         waits.push((fallen.retry.0 - watch.now) / 60_000);
         watch.now = fallen.retry.0;
@@ -334,7 +334,7 @@ fn zero_copy_that_shows_no_frame_becomes_copy() {
         watch.proof.handle_timeout(now)
     });
     assert!(fell.is_some_and(|seconds| seconds <= 8), "{fell:?}");
-    assert_eq!((watch.proof.rung(), watch.fault()), (Rung::Copy, &Fault::Unseen { frames: 60 }));
+    assert_eq!((watch.proof.method(), watch.fault()), (Method::Copy, &Fault::Unseen { frames: 60 }));
     // Where frames are copied, or where some are shown, it is no sign.
     for (bound, shown) in [(WAN, 0), (Bound { zero_copy: true, ..WAN }, 1)] {
         let mut watch = Watch::new(bound);
@@ -366,7 +366,7 @@ fn silence(bound: Bound, arrivals: impl Fn(u64) -> Arrivals) -> [Option<u64>; 2]
         }
     }
     if fell.is_some() {
-        assert_eq!((watch.proof.rung(), watch.fault()), (Rung::Copy, &Fault::Silent { calls: 3 }));
+        assert_eq!((watch.proof.method(), watch.fault()), (Method::Copy, &Fault::Silent { calls: 3 }));
         let retry = watch.proof.fallen().map(|fallen| fallen.retry);
         watch.proof.handle_link_event(Millis(watch.now));
         assert_eq!(watch.proof.fallen().map(|fallen| fallen.retry), retry, "the link is no reason to try it again");
@@ -411,30 +411,30 @@ fn silence_is_measured_anew_after_a_gap() {
 
 #[test]
 fn sending_is_proven_by_a_session_of_ours_that_left_by_this_ring_alone() {
-    let answered = |ways| Talk { answered: Some(ways), ..talk(1, 2 * SECOND) };
+    let answered = |ways| DirectSession { answered: Some(ways), ..session(1, 2 * SECOND) };
     for (what, proves) in [
         (answered(RING_WAY), true),
         (answered(RING_WAY | KERNEL_WAY), false),
         (answered(KERNEL_WAY), false),
         (answered(2), false),
-        (Talk { ours: false, ..answered(RING_WAY) }, false),
-        (Talk { born: Millis(1), ..answered(RING_WAY) }, false),
+        (DirectSession { ours: false, ..answered(RING_WAY) }, false),
+        (DirectSession { born: Millis(1), ..answered(RING_WAY) }, false),
     ] {
         let mut watch = Watch::new(WAN);
         watch.tell(&Port::new(WAN, 0, Does::Work));
-        assert!(!watch.talk(&what));
+        assert!(!watch.session(&what));
         assert_eq!(watch.states()[1] == State::Proven, proves, "{what:?}");
     }
 }
 
 #[test]
 fn a_session_is_begun_when_nothing_else_proves_sending() {
-    let asks = |port: &Port, what: Option<Talk<'_>>| {
+    let asks = |port: &Port, what: Option<DirectSession<'_>>| {
         let mut watch = Watch::new(WAN);
         let seconds = (1..=200).filter(|_| {
             watch.tell(port);
             let now = Millis(watch.now);
-            what.iter().for_each(|talk| watch.proof.handle_talk(now, 0, RING_WAY, talk));
+            what.iter().for_each(|session| watch.proof.handle_session(now, 0, RING_WAY, session));
             watch.proof.asks(now)
         });
         seconds.collect::<Vec<_>>()
@@ -442,12 +442,12 @@ fn a_session_is_begun_when_nothing_else_proves_sending() {
     let mut busy = Port::new(WAN, u64::MAX, Does::Work);
     assert!(asks(&busy, None).is_empty(), "nothing is sent");
     busy.step();
-    let mixed = Talk { left_by: RING_WAY | KERNEL_WAY, answered: Some(KERNEL_WAY), ..talk(1, 2 * SECOND) };
-    for what in [None, Some(mixed.clone()), Some(Talk { ours: false, left_by: RING_WAY, ..mixed })] {
+    let mixed = DirectSession { left_by: RING_WAY | KERNEL_WAY, answered: Some(KERNEL_WAY), ..session(1, 2 * SECOND) };
+    for what in [None, Some(mixed.clone()), Some(DirectSession { ours: false, left_by: RING_WAY, ..mixed })] {
         assert_eq!(asks(&busy, what.clone()), [30, 150], "{what:?}");
     }
     for ways in [None, Some(RING_WAY)] {
-        assert!(asks(&busy, Some(Talk { answered: ways, ..talk(1, 2 * SECOND) })).is_empty(), "{ways:?}");
+        assert!(asks(&busy, Some(DirectSession { answered: ways, ..session(1, 2 * SECOND) })).is_empty(), "{ways:?}");
     }
 }
 
@@ -456,22 +456,22 @@ fn data_that_is_not_answered_between_two_handshakes_was_not_sent() {
     let (begin, late) = (2 * SECOND, 17 * SECOND);
     let successor = |at| Some(Millis(at));
     for (what, falls) in [
-        (Talk { next_born: successor(late), ..talk(1, begin) }, true),
+        (DirectSession { next_born: successor(late), ..session(1, begin) }, true),
         // The network may be down, or the peer.
-        (talk(1, begin), false),
+        (session(1, begin), false),
         // The peer sends on the newer one.
-        (Talk { next_born: successor(begin + 1_000), ..talk(1, begin) }, false),
-        (Talk { next_born: successor(late), answered: Some(RING_WAY), ..talk(1, begin) }, false),
-        (Talk { next_born: successor(late), left_by: RING_WAY | KERNEL_WAY, ..talk(1, begin) }, false),
-        (Talk { next_born: successor(late), ours: false, ..talk(1, begin) }, false),
-        (Talk { next_born: successor(late), first_data: None, ..talk(1, begin) }, false),
-        (Talk { next_born: successor(late), sent: 7, ..talk(1, begin) }, false),
+        (DirectSession { next_born: successor(begin + 1_000), ..session(1, begin) }, false),
+        (DirectSession { next_born: successor(late), answered: Some(RING_WAY), ..session(1, begin) }, false),
+        (DirectSession { next_born: successor(late), left_by: RING_WAY | KERNEL_WAY, ..session(1, begin) }, false),
+        (DirectSession { next_born: successor(late), ours: false, ..session(1, begin) }, false),
+        (DirectSession { next_born: successor(late), first_data: None, ..session(1, begin) }, false),
+        (DirectSession { next_born: successor(late), sent: 7, ..session(1, begin) }, false),
     ] {
         let mut watch = Watch::new(WAN);
-        let fell = (0..40).any(|_| watch.talk(&what));
+        let fell = (0..40).any(|_| watch.session(&what));
         assert_eq!(fell, falls, "{what:?}");
         if fell {
-            assert_eq!(watch.proof.rung(), Rung::Sockets, "generic mode sends by the same ring");
+            assert_eq!(watch.proof.method(), Method::Sockets, "generic mode sends by the same ring");
             assert!(watch.fault().to_string().contains("berlin answers handshakes"), "{}", watch.fault());
         }
     }
@@ -479,10 +479,11 @@ fn data_that_is_not_answered_between_two_handshakes_was_not_sent() {
 
 #[test]
 fn few_messages_of_several_sessions_add_up_until_one_is_answered() {
-    let unanswered = |index, born| Talk { sent: 5, next_born: Some(Millis(born + 15_000)), ..talk(index, born) };
+    let unanswered =
+        |index, born| DirectSession { sent: 5, next_born: Some(Millis(born + 15_000)), ..session(index, born) };
     let mut watch = Watch::new(WAN);
-    assert!(!watch.talk(&unanswered(1, 2 * SECOND)) && !watch.talk(&unanswered(1, 2 * SECOND)));
-    assert!(!watch.talk(&Talk { answered: Some(RING_WAY), ..talk(2, 17 * SECOND) }));
-    assert!(!watch.talk(&unanswered(3, 32 * SECOND)));
-    assert!(watch.talk(&unanswered(4, 47 * SECOND)));
+    assert!(!watch.session(&unanswered(1, 2 * SECOND)) && !watch.session(&unanswered(1, 2 * SECOND)));
+    assert!(!watch.session(&DirectSession { answered: Some(RING_WAY), ..session(2, 17 * SECOND) }));
+    assert!(!watch.session(&unanswered(3, 32 * SECOND)));
+    assert!(watch.session(&unanswered(4, 47 * SECOND)));
 }

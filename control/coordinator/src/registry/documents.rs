@@ -17,7 +17,7 @@ const WOKEN_AT_A_TIME: SiteNumber = 1024;
 
 /// What is signed about a site.
 #[derive(Default)]
-pub(super) struct Papers {
+pub(super) struct SiteDocuments {
     statement: Option<Arc<Document>>,
     lease: Option<Arc<Document>>,
     leased: Option<Instant>,
@@ -34,7 +34,7 @@ pub struct Common {
 
 /// What a connection has been told.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct ToldPapers {
+pub(super) struct SentDocuments {
     common: Option<u64>,
     statements: Serial,
     leases: Serial,
@@ -54,10 +54,10 @@ pub(super) struct Bundle {
     pub others: Vec<Arc<Document>>,
 }
 
-impl Papers {
-    fn newer_than(&self, told: &ToldPapers) -> impl Iterator<Item = &Arc<Document>> {
-        let statement = self.statement.iter().filter(|document| serial(document) > told.statements);
-        statement.chain(self.lease.iter().filter(|document| serial(document) > told.leases))
+impl SiteDocuments {
+    fn newer_than(&self, sent: &SentDocuments) -> impl Iterator<Item = &Arc<Document>> {
+        let statement = self.statement.iter().filter(|document| serial(document) > sent.statements);
+        statement.chain(self.lease.iter().filter(|document| serial(document) > sent.leases))
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Document>> {
@@ -78,7 +78,7 @@ impl State {
             let Contents::Site(statement) = document.contents() else { continue };
             self.latest.statement = self.latest.statement.max(statement.serial);
             if let Some(number) = self.number(&statement.grant.public_key) {
-                self.papers_of(number).statement = Some(Arc::new(document.clone()));
+                self.documents_of(number).statement = Some(Arc::new(document.clone()));
             }
         }
     }
@@ -96,9 +96,9 @@ impl State {
     }
 
     /// Forgets what was signed about a site.
-    pub fn drop_papers(&mut self, key: &SiteKey) {
+    pub fn drop_documents(&mut self, key: &SiteKey) {
         if let Some(number) = self.number(key) {
-            *self.papers_of(number) = Papers::default();
+            *self.documents_of(number) = SiteDocuments::default();
         }
     }
 
@@ -108,15 +108,15 @@ impl State {
         let approved = self.number(&contents.site).filter(|number| self.site_of(*number).state == SiteState::Approved);
         if let Some(number) = approved {
             self.latest.lease = self.latest.lease.max(contents.serial);
-            let papers = self.papers_of(number);
-            (papers.lease, papers.leased) = (Some(Arc::new(lease)), Some(now));
+            let documents = self.documents_of(number);
+            (documents.lease, documents.leased) = (Some(Arc::new(lease)), Some(now));
         }
     }
 
     /// The approved sites with a lease older than this, or without one.
     pub fn leases_due(&self, now: Instant, age: Duration) -> Vec<SiteKey> {
-        let due = |papers: &Papers| papers.leased.is_none_or(|leased| now.duration_since(leased) >= age);
-        self.approved().filter(|(_, papers)| due(papers)).map(|(key, _)| key).collect()
+        let due = |documents: &SiteDocuments| documents.leased.is_none_or(|leased| now.duration_since(leased) >= age);
+        self.approved().filter(|(_, documents)| due(documents)).map(|(key, _)| key).collect()
     }
 
     /// Wakes the connections of some sites; returns the next site, if there is one.
@@ -127,20 +127,20 @@ impl State {
     }
 
     /// The documents that a site has to be told, together with news about these peers. They count as told.
-    pub(super) fn bundle(&self, number: SiteNumber, peers: &[SiteNumber], told: &mut ToldPapers) -> Bundle {
+    pub(super) fn bundle(&self, number: SiteNumber, peers: &[SiteNumber], sent: &mut SentDocuments) -> Bundle {
         let mut bundle = Bundle::default();
-        if told.common != Some(self.common.number) {
+        if sent.common != Some(self.common.number) {
             bundle.common = self.common.documents.clone();
         }
-        let own = self.papers(number).newer_than(told).filter(|document| !is_lease(document));
+        let own = self.documents(number).newer_than(sent).filter(|document| !is_lease(document));
         bundle.others.extend(own.cloned());
-        if self.latest.statement > told.statements || self.latest.lease > told.leases {
+        if self.latest.statement > sent.statements || self.latest.lease > sent.leases {
             let stale = self.links().neighbors(number).into_iter().filter(|peer| peers.binary_search(peer).is_err());
-            bundle.others.extend(stale.flat_map(|peer| self.papers(peer).newer_than(told)).cloned());
+            bundle.others.extend(stale.flat_map(|peer| self.documents(peer).newer_than(sent)).cloned());
         }
-        bundle.others.extend(peers.iter().flat_map(|peer| self.papers(*peer).all()).cloned());
+        bundle.others.extend(peers.iter().flat_map(|peer| self.documents(*peer).all()).cloned());
         let Latest { statement: statements, lease: leases } = self.latest;
-        *told = ToldPapers { common: Some(self.common.number), statements, leases };
+        *sent = SentDocuments { common: Some(self.common.number), statements, leases };
         bundle
     }
 }

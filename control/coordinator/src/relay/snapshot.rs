@@ -18,16 +18,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::secret;
 
-const FILE: &str = "told";
-const MAGIC: &[u8; 16] = b"penstock told v1";
-const LABEL: &[u8] = b"penstock told v1 key";
+const FILE: &str = "snapshot";
+const MAGIC: &[u8; 16] = b"penstock snap v1";
+const LABEL: &[u8] = b"penstock snap v1 key";
 /// Longest file: as many sites and pairs as a relay keeps.
 const LIMIT: usize = 128 << 20;
 
 /// What a relay was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
-pub struct Told {
+pub struct Snapshot {
     /// What it passes on to all sites, if it does not know the authority's key.
     pub documents: Vec<Document>,
     /// The whole state, in parts.
@@ -36,7 +36,7 @@ pub struct Told {
 
 /// Why a file is not believed.
 #[derive(Debug, thiserror::Error)]
-pub enum ToldError {
+pub enum SnapshotError {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
@@ -50,13 +50,13 @@ pub enum ToldError {
 
 /// The file of a relay.
 #[derive(Clone, Debug)]
-pub struct ToldFile {
+pub struct SnapshotFile {
     path: PathBuf,
     /// The MAC with key and URL already in it.
     mac: sealed::Mac,
 }
 
-impl ToldFile {
+impl SnapshotFile {
     /// The file of the relay with that state directory and key, for what that coordinator says.
     #[must_use]
     pub fn new(directory: &Path, private_key: &StaticSecret, coordinator: &CoordinatorUrl) -> Self {
@@ -74,7 +74,7 @@ impl ToldFile {
     ///
     /// # Errors
     /// It is not to be believed.
-    pub fn read(&self) -> Result<Option<Told>, ToldError> {
+    pub fn read(&self) -> Result<Option<Snapshot>, SnapshotError> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
@@ -89,8 +89,8 @@ impl ToldFile {
     ///
     /// # Errors
     /// The file system's error, or that it is too long.
-    pub fn write(&self, told: &Told) -> io::Result<()> {
-        let bytes = self.seal(&serde_json::to_vec(told)?);
+    pub fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let bytes = self.seal(&serde_json::to_vec(snapshot)?);
         let written = match bytes.len() {
             0..=LIMIT => secret::write_private(&self.path, &bytes),
             _ => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {LIMIT} bytes"))),
@@ -108,8 +108,8 @@ impl ToldFile {
     ///
     /// # Errors
     /// They are not to be believed.
-    pub fn decode(&self, bytes: &[u8]) -> Result<Told, ToldError> {
-        let text = sealed::open(MAGIC, self.mac.clone(), bytes).map_err(|_| ToldError::Foreign)?;
+    pub fn decode(&self, bytes: &[u8]) -> Result<Snapshot, SnapshotError> {
+        let text = sealed::open(MAGIC, self.mac.clone(), bytes).map_err(|_| SnapshotError::Foreign)?;
         Ok(serde_json::from_slice(text)?)
     }
 }
@@ -120,8 +120,8 @@ mod tests {
 
     use super::*;
 
-    fn file(directory: &Path, key: u8, coordinator: &str) -> ToldFile {
-        ToldFile::new(directory, &StaticSecret::from([key; 32]), &coordinator.parse().unwrap())
+    fn file(directory: &Path, key: u8, coordinator: &str) -> SnapshotFile {
+        SnapshotFile::new(directory, &StaticSecret::from([key; 32]), &coordinator.parse().unwrap())
     }
 
     #[test]
@@ -131,30 +131,30 @@ mod tests {
         assert_eq!(ours.read().unwrap(), None);
         let sites = vec![(0, [7; 32].into())];
         let access = vec![Access { part: AccessPart::First, sites, ..Access::default() }];
-        let told = Told { access, ..Told::default() };
-        ours.write(&told).unwrap();
-        assert_eq!(ours.read().unwrap(), Some(told));
+        let snapshot = Snapshot { access, ..Snapshot::default() };
+        ours.write(&snapshot).unwrap();
+        assert_eq!(ours.read().unwrap(), Some(snapshot));
         for other in [file(directory.path(), 2, "https://a.example"), file(directory.path(), 1, "https://b.example")] {
-            assert!(matches!(other.read(), Err(ToldError::Foreign)));
+            assert!(matches!(other.read(), Err(SnapshotError::Foreign)));
         }
         let bytes = fs::read(ours.path()).unwrap();
         for length in 0..bytes.len() {
-            assert!(matches!(ours.decode(&bytes[..length]), Err(ToldError::Foreign)), "{length}");
+            assert!(matches!(ours.decode(&bytes[..length]), Err(SnapshotError::Foreign)), "{length}");
             let mut bent = bytes.clone();
             bent[length] ^= 1;
-            assert!(matches!(ours.decode(&bent), Err(ToldError::Foreign)), "{length}");
+            assert!(matches!(ours.decode(&bent), Err(SnapshotError::Foreign)), "{length}");
         }
-        assert!(matches!(ours.decode(&ours.seal(b"{\"More\":1}")), Err(ToldError::Version(_))));
+        assert!(matches!(ours.decode(&ours.seal(b"{\"More\":1}")), Err(SnapshotError::Version(_))));
     }
 
     #[test]
     fn what_cannot_be_written_leaves_nothing_older_behind() {
         let directory = tempfile::tempdir().unwrap();
         let ours = file(directory.path(), 1, "https://a.example");
-        ours.write(&Told::default()).unwrap();
+        ours.write(&Snapshot::default()).unwrap();
         // This directory is in the way of the new file.
         fs::create_dir(ours.path().with_extension("new")).unwrap();
-        assert!(ours.write(&Told::default()).is_err());
+        assert!(ours.write(&Snapshot::default()).is_err());
         assert_eq!(ours.read().unwrap(), None);
     }
 }
