@@ -309,6 +309,15 @@ impl Overlay {
         coordinator.into_iter().chain(found).chain(relays).chain(stun)
     }
 
+    /// The addresses at which peers may be that are not reached directly yet, and which are probed therefore.
+    pub fn candidates<'a>(&'a self, peers: &'a Peers) -> impl Iterator<Item = IpAddr> + 'a {
+        let is_direct = |peer: &Peer| matches!(peer.found, Some(Found { path: Path::Direct { .. }, .. }));
+        let site = |peer: &Peer| self.map.peers.get(&SiteKey::from(*peer.public_key.as_bytes()));
+        let looked_for = peers.iter().filter(move |peer| peer.origin == Origin::Overlay && !is_direct(peer));
+        let announced = looked_for.filter_map(site).filter_map(|site| site.reachability.as_ref());
+        announced.flat_map(|reachability| &reachability.candidates).map(|candidate| candidate.address.ip())
+    }
+
     /// Judges the map by what the authority has signed. [`apply`](Self::apply) is to follow.
     pub fn judge(&mut self, now: Instant) {
         self.believed = self.statements.judge(now, &self.map);
@@ -409,7 +418,10 @@ impl Overlay {
             }
             let told = site.reachability.clone().unwrap_or_default();
             // Probes carry the mark, so an address inside a remote prefix, such as a default route, is reached
-            // outside the tunnel or not at all.
+            // outside the tunnel. For that the guard may need a gap.
+            if !told.candidates.is_empty() {
+                handshakes.changed(Due { ground: true, ..Due::default() });
+            }
             self.traversal.set_remote(now, &key.into(), &told.candidates, told.nat_type.unwrap_or_default());
         }
         if changed {

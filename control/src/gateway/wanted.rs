@@ -1,6 +1,7 @@
 //! What should be, computed from the parts of the gateway: the kernel's state, what a map may contain, and where this
 //! gateway can be reached.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -11,8 +12,11 @@ use super::path_mtu;
 use super::peers::Peers;
 use super::plane::Plane;
 use super::site::Site;
-use crate::ground::{Guard, Network, Placement, Tun, Wanted};
+use crate::ground::{Guard, Network, Placement, Prefixes, Tun, Wanted};
 use crate::profile::Name;
+
+/// The most addresses inside guarded prefixes at which peers are looked for.
+const PROBED_LIMIT: usize = 256;
 
 /// Only the guard: at boot, before a start, after a stop.
 pub fn guard_only(name: &Name, placement: Placement, guard: &Guard) -> Wanted {
@@ -44,16 +48,28 @@ pub fn wanted(
     let mut guarded = guard.prefixes();
     // A prefix that no peer has any more, but that lies inside one that a peer has, belongs to that peer.
     guarded.retain(|prefix| peers.owner(prefix).is_some() || !peers.is_remote(*prefix));
+    let probed = probed(peers, overlay, &guarded);
     Wanted {
         tun: plane.tun().map(|index| tun(site, plane, network, index)),
         tunnelled: peers.remote(),
         mtus: path_mtu::of_prefixes(peers, plane.tunnel_mtu()),
         guarded,
-        outer: servers.chain(endpoints).collect(),
+        outer: servers.chain(endpoints).chain(probed).collect(),
         local_port: Some(plane.local_port()),
         forward: true,
         ..guard_only(&site.name, placement, guard)
     }
+}
+
+/// The addresses inside a guarded prefix at which peers are looked for. Other sites announce them, and each splits the
+/// prefix into as many routes as it has free bits, so their number is limited.
+fn probed(peers: &Peers, overlay: Option<&Overlay>, guarded: &BTreeSet<IpNet>) -> BTreeSet<IpAddr> {
+    let mut candidates = overlay.into_iter().flat_map(|overlay| overlay.candidates(peers)).peekable();
+    if candidates.peek().is_none() {
+        return BTreeSet::new();
+    }
+    let guarded: Prefixes = guarded.iter().copied().collect();
+    candidates.filter(|address| guarded.holding(*address).is_some()).take(PROBED_LIMIT).collect()
 }
 
 /// The tun device, with the source addresses of the gateway's own connections: its own in the tunnel, or else the

@@ -98,8 +98,8 @@ pub struct Wanted {
     pub mtus: BTreeMap<IpNet, u32>,
     /// Remote prefixes that are blocked wherever they are not tunnelled.
     pub guarded: BTreeSet<IpNet>,
-    /// Addresses that outer traffic is sent to: peers' endpoints, the coordinator, relays, STUN servers. Only those
-    /// inside a guarded prefix make a difference.
+    /// Addresses that outer traffic is sent to: peers' endpoints and where peers are looked for, the coordinator, relays,
+    /// STUN servers. Only those inside a guarded prefix make a difference.
     pub outer: BTreeSet<IpAddr>,
     /// The tunnel's UDP port; `None` while it is not bound.
     pub local_port: Option<u16>,
