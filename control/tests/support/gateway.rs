@@ -267,20 +267,18 @@ impl Gateway {
     fn await_ready(&mut self) -> Result<(), (ExitStatus, String)> {
         let name = self.config.name.clone();
         let mut ended = None;
-        eventually(PATIENCE, &format!("{name} has its API socket"), || {
+        let mut complaint = String::new();
+        let ready = super::holds_within(PATIENCE, || {
             ended = self.process.ended();
-            // wg removes a socket on which nobody listens yet, so it must not be the first to connect.
-            ended.is_some() || UnixStream::connect(socket(&name)).is_ok()
+            // wg removes a socket on which nobody listens yet, so it must not be the first to connect. A process that a
+            // killed gateway was just starting holds the old socket for a moment, and answers nothing.
+            let listens = ended.is_none() && UnixStream::connect(socket(&name)).is_ok();
+            let answer = if listens { wg_try(&["show", &name]) } else { Err("nobody listens".to_owned()) };
+            complaint = answer.as_ref().err().cloned().unwrap_or_default();
+            ended.is_some() || answer.is_ok()
         });
         // It may still find a reason to end once it has the socket.
-        if ended.is_none()
-            && let Err(complaint) = wg_try(&["show", &name])
-        {
-            eventually(PATIENCE, &format!("{name} ends, as it does not answer: {complaint}"), || {
-                ended = self.process.ended();
-                ended.is_some()
-            });
-        }
+        assert!(ready, "{name} does not answer: {complaint}");
         if let Some(ended) = ended {
             return Err((ended, self.process.log()));
         }

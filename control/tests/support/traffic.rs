@@ -16,8 +16,8 @@ pub const CLEAR_TEXT_MARKER: &[u8] = b"PENSTOCK-TEST-CLEAR-TEXT";
 /// Longer than any delay of an idle local tunnel, shorter than a test's patience.
 const ANSWER: Duration = Duration::from_millis(400);
 
-/// So many pings in a row may be unanswered because `ping` did not wait for them.
-const MAYBE_LATE: u32 = 5;
+/// How late answers may be on a busy machine.
+const LATE: Duration = Duration::from_millis(300);
 
 /// What one run of `ping` reported.
 pub struct Ping {
@@ -51,14 +51,15 @@ impl Ping {
 
 /// Runs `ping` in `namespace` with further `options`; each answer may take one second.
 ///
-/// Once it has an answer, ping(8) waits for the last ones only as long as the interval, whatever `-W` says. So if at most
-/// [`MAYBE_LATE`] are missing at the end, which may just be late on a busy machine, as many more pings decide.
+/// Once it has an answer, ping(8) waits for the last ones only as long as the interval, whatever `-W` says. So if only the
+/// last ones are missing, and all of them may be late, as many more pings decide.
 pub fn ping(namespace: &Namespace, target: IpAddr, options: &[&str]) -> Ping {
     let mut pings = ping_once(namespace, target, options);
     let answered = |sequence: &u32| pings.text.contains(&format!("icmp_seq={sequence} ttl="));
     let last_answered = (1..=pings.sent).rev().find(answered).unwrap_or(0);
     let missing = pings.sent - last_answered;
-    if last_answered > 0 && (1..=MAYBE_LATE).contains(&missing) {
+    let interval = options.windows(2).find(|pair| pair[0] == "-i").and_then(|pair| pair[1].parse().ok()).unwrap_or(1.0);
+    if last_answered > 0 && missing > 0 && f64::from(missing - 1) * interval <= LATE.as_secs_f64() {
         pings.received += ping_once(namespace, target, &[options, &["-c", &missing.to_string()]].concat()).received;
     }
     pings
