@@ -24,7 +24,7 @@ pub use news::Changed;
 pub(super) use news::Follow;
 
 /// `rtnetlink(7)`, RTPROT_KERNEL: routes that come with addresses.
-const PROTOCOL_KERNEL: u8 = 2;
+pub(super) const PROTOCOL_KERNEL: u8 = 2;
 
 /// How many destinations are remembered that had a route through a LAN interface and no longer have one.
 const REMEMBERED: usize = 256;

@@ -21,8 +21,9 @@ pub struct Own {
     pub lost: BTreeSet<IpNet>,
     /// Destinations inside thrown networks that the main table would send elsewhere: they are guarded again.
     pub strays: BTreeSet<IpNet>,
-    /// Subnets of this site that are reached only by a LAN route shorter than the guarded prefix.
-    pub far: BTreeSet<IpNet>,
+    /// What the main table must not block although it lies inside a guarded prefix: subnets of this site that are
+    /// reached only by a LAN route shorter than the prefix, and outer addresses without a longer route of their own.
+    pub gaps: BTreeSet<IpNet>,
     /// Whether the main table's default route leaves by a LAN interface, for IPv4 and IPv6.
     pub default_by_lan: [bool; 2],
     /// Longer prefixes that another gateway of this machine guards in another table, which has to decide on them.
@@ -55,6 +56,7 @@ impl Own {
         let routes = best(network);
         own.except(&routes, network, findings);
         own.except_subnets(wanted, &routes, network);
+        own.except_outer(wanted, &routes);
         own.find_strays(&routes, network);
         own.default_by_lan =
             [false, true].map(|ipv6| routes.get(&all(ipv6)).is_some_and(|route| network.leaves_by_lan(route)));
@@ -99,9 +101,23 @@ impl Own {
                 // The main table's blackhole for the guarded prefix would be longer than the route.
                 Some(to) if !guarded.contains(&to) => {
                     self.thrown.insert(*subnet);
-                    self.far.insert(*subnet);
+                    self.gaps.insert(*subnet);
                 }
                 Some(_) => {}
+            }
+        }
+    }
+
+    /// A gap splits the blackhole of the guarded prefix into longer ones. Inside the network of an interface these would
+    /// block the network's other addresses, and there is no need: its route is longer than the guarded prefix.
+    fn except_outer(&mut self, wanted: &Wanted, routes: &BTreeMap<IpNet, &Route>) {
+        let unicast = routes.values().filter(|route| route.kind == RouteKind::Unicast);
+        let destinations: Prefixes = unicast.map(|route| route.destination).collect();
+        for address in wanted.outer.iter().map(|address| IpNet::from(*address)) {
+            let Some(guarded) = self.guarded.covering(&address) else { continue };
+            let by = destinations.covering(&address);
+            if by.is_none_or(|to| to.prefix_len() < guarded.prefix_len()) {
+                self.gaps.insert(address);
             }
         }
     }

@@ -104,10 +104,9 @@ fn routes(
     for subnet in &own.lost {
         add(Route { table: wanted.placement.table, ..Route::blackhole(*subnet, best, PROTOCOL) });
     }
-    let gaps: BTreeSet<IpNet> = wanted.outer.iter().map(|a| IpNet::from(*a)).chain(own.far.iter().copied()).collect();
     for prefix in own.guarded.iter().filter(|p| !is_default(p)) {
         // In this order, the gaps inside a prefix follow it.
-        let inside = gaps.range(*prefix..).take_while(|gap| prefix.contains(*gap)).copied().collect();
+        let inside = own.gaps.range(*prefix..).take_while(|gap| prefix.contains(*gap)).copied().collect();
         for piece in without(*prefix, &inside) {
             add(Route::blackhole(piece, worst, PROTOCOL));
         }
@@ -336,9 +335,11 @@ fn restored<'a>(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
     use std::time::Instant;
 
     use super::super::Placement;
+    use super::super::network::PROTOCOL_KERNEL;
     use super::*;
     use crate::ground::{DEFAULT_MARK, DEFAULT_TABLE, Interest};
     use crate::profile::Name;
@@ -427,6 +428,40 @@ mod tests {
         let (left, emptied) =
             (last(&|o| matches!(o, Operation::RemoveRule(_))), first(&|o| matches!(o, Operation::RemoveRoute(_))));
         assert!(added < left && looked_up < left && left < emptied, "{operations:#?}");
+    }
+
+    /// Outer addresses inside a guarded prefix: one on the WAN's network, one on the LAN's, one beyond a router.
+    #[test]
+    fn a_gap_blocks_no_other_address_of_an_interface_s_network() {
+        let mut network = network();
+        for (index, destination) in [(1, "10.9.0.0/24"), (2, "10.1.0.0/16")] {
+            network.insert(Route::by(destination.parse().unwrap(), index, None, 0, PROTOCOL_KERNEL), false);
+        }
+        let tun = Tun { index: 3, mtu: None, addresses: BTreeSet::new(), source_v4: None, source_v6: None };
+        let wide: BTreeSet<IpNet> = BTreeSet::from(["10.0.0.0/8".parse().unwrap()]);
+        let outer = ["10.9.0.2", "10.1.0.9", "10.200.0.5"].map(|address| address.parse().unwrap()).into();
+        let wanted = Wanted { tunnelled: wide.clone(), guarded: wide, outer, ..wanted(0, tun) };
+        let blocked: Vec<IpNet> = compare(&wanted, &network, &FilterState::Absent)
+            .into_iter()
+            .filter_map(|operation| match operation {
+                Operation::AddRoute(Route { table: MAIN_TABLE, kind: RouteKind::Blackhole, destination, .. }) => {
+                    Some(destination)
+                }
+                _ => None,
+            })
+            .collect();
+        let longest = |address: &str| {
+            let address: IpAddr = address.parse().unwrap();
+            blocked.iter().filter(|prefix| prefix.contains(&address)).map(IpNet::prefix_len).max()
+        };
+        assert_eq!(longest("10.200.0.5"), None, "beyond the router");
+        assert_eq!(longest("10.200.0.4"), Some(32));
+        for address in ["10.9.0.2", "10.9.0.3", "10.9.0.1"] {
+            assert!(longest(address).is_some_and(|length| length < 24), "{address}: the WAN's network decides");
+        }
+        for address in ["10.1.0.9", "10.1.0.8", "10.1.255.1"] {
+            assert!(longest(address).is_some_and(|length| length < 16), "{address}: the LAN's network decides");
+        }
     }
 
     #[test]

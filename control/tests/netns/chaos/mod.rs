@@ -141,12 +141,11 @@ struct Scene {
 
 impl Scene {
     fn new(kind: Kind, configured: Configured) -> Self {
-        Self::with(kind, configured, None)
+        Self::on(Topology::new(Options::switch()), kind, configured, None)
     }
 
     /// With a prefix of a peer that is never there, in A's profile.
-    fn with(kind: Kind, configured: Configured, prefix: Option<&str>) -> Self {
-        let topology = Topology::new(Options::switch());
+    fn on(topology: Topology, kind: Kind, configured: Configured, prefix: Option<&str>) -> Self {
         second_uplink(&topology);
         let state = StateDirectory::new(&topology.a.scratch);
         let (mut a, mut b) = pair_config(&topology, kind, kind, Outer::V4);
@@ -534,7 +533,12 @@ fn a_peer_s_prefix_does_not_swallow_coordinator_and_endpoints() {
     if !ready(&["nft"]) || !is_penstock() {
         return;
     }
-    let mut scene = Scene::with(Kind::SOCKET, Configured::ByCoordinator, Some("192.0.0.0/16"));
+    let topology = Topology::new(Options::switch());
+    // As in some clouds, everything is beyond a router: no network of the WAN leads to the others.
+    topology.a.gateway.ip("addr del 192.0.2.1/24 dev wan0\naddr add 192.0.2.1/32 dev wan0\n\
+                           route add 192.0.2.66 dev wan0\nroute replace default via 192.0.2.66 dev wan0\n");
+    topology.middle().sysctl("net/ipv4/ip_forward", "1");
+    let mut scene = Scene::on(topology, Kind::SOCKET, Configured::ByCoordinator, Some("192.0.0.0/16"));
     let connected = |scene: &Scene| scene.a.status()["Coordinator"]["Connected"] == true;
     let works = |scene: &Scene, when: &str| {
         let flows =
