@@ -311,9 +311,8 @@ impl Overlay {
 
     /// The addresses at which peers may be that are not reached directly yet, and which are probed therefore.
     pub fn candidates<'a>(&'a self, peers: &'a Peers) -> impl Iterator<Item = IpAddr> + 'a {
-        let is_direct = |peer: &Peer| matches!(peer.found, Some(Found { path: Path::Direct { .. }, .. }));
         let site = |peer: &Peer| self.map.peers.get(&SiteKey::from(*peer.public_key.as_bytes()));
-        let looked_for = peers.iter().filter(move |peer| peer.origin == Origin::Overlay && !is_direct(peer));
+        let looked_for = peers.iter().filter(|peer| peer.origin == Origin::Overlay && !is_direct(peer));
         let announced = looked_for.filter_map(site).filter_map(|site| site.reachability.as_ref());
         announced.flat_map(|reachability| &reachability.candidates).map(|candidate| candidate.address.ip())
     }
@@ -419,7 +418,8 @@ impl Overlay {
             let told = site.reachability.clone().unwrap_or_default();
             // Probes carry the mark, so an address inside a remote prefix, such as a default route, is reached
             // outside the tunnel. For that the guard may need a gap.
-            if !told.candidates.is_empty() {
+            let peer = handshakes.peers.with_key(&PublicKey::from_bytes(*key.as_bytes()));
+            if !told.candidates.is_empty() && !peer.is_some_and(is_direct) {
                 handshakes.changed(Due { ground: true, ..Due::default() });
             }
             self.traversal.set_remote(now, &key.into(), &told.candidates, told.nat_type.unwrap_or_default());
@@ -500,6 +500,10 @@ impl Overlay {
     pub fn problems(&self, now: Instant) -> Vec<Problem> {
         [self.refused.list(now), self.cut_off.list(now), self.statements.problems(now)].concat()
     }
+}
+
+fn is_direct(peer: &Peer) -> bool {
+    matches!(peer.found, Some(Found { path: Path::Direct { .. }, .. }))
 }
 
 /// The addresses at which the peers are reached from outside, except those of peers no longer believed. Local addresses
