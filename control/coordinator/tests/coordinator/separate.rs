@@ -90,7 +90,7 @@ impl PlannedRelay {
 
     /// Waits until the relay has on its disk that one of these is a site and the other no longer is.
     async fn keeps(&self, site: &SiteKey, gone: &SiteKey) {
-        let path = self.directory.path().join("told");
+        let path = self.directory.path().join("snapshot");
         let kept = async {
             loop {
                 let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap_or_default()).into_owned();
@@ -100,7 +100,7 @@ impl PlannedRelay {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, kept).await.expect("what was told is kept");
+        tokio::time::timeout(PATIENCE, kept).await.expect("its state is kept");
     }
 }
 
@@ -240,7 +240,7 @@ async fn it_restarts_without_the_coordinator_and_lets_nobody_in_who_was_revoked(
     }
 
     // Whoever changes the file lets nobody in, and neither does what is left of it.
-    let path = planned.directory.path().join("told");
+    let path = planned.directory.path().join("snapshot");
     let kept = std::fs::read(&path).unwrap();
     let mut bent = kept.clone();
     *bent.last_mut().unwrap() ^= 1;
