@@ -5,8 +5,8 @@ use libfuzzer_sys::fuzz_target;
 use penstock::icmp;
 
 fuzz_target!(|message: &[u8]| {
-    for message in [icmp::parse_v4(message), icmp::parse_v6(message)].into_iter().flatten() {
-        let too_big = message.too_big();
+    for parsed in [icmp::parse_v4(message), icmp::parse_v6(message)].into_iter().flatten() {
+        let too_big = parsed.too_big();
         assert!(too_big.payload.len() < message.len());
         let _ = too_big.is_plausible();
     }
