@@ -55,8 +55,9 @@ impl Own {
         }
         let routes = best(network);
         own.except(&routes, network, findings);
-        own.except_subnets(wanted, &routes, network);
-        own.except_outer(wanted, &routes);
+        let destinations: Prefixes = routes.keys().copied().collect();
+        own.except_subnets(wanted, &routes, &destinations, network);
+        own.except_outer(wanted, &destinations);
         own.find_strays(&routes, network);
         own.default_by_lan =
             [false, true].map(|ipv6| routes.get(&all(ipv6)).is_some_and(|route| network.leaves_by_lan(route)));
@@ -89,8 +90,13 @@ impl Own {
         }
     }
 
-    fn except_subnets(&mut self, wanted: &Wanted, routes: &BTreeMap<IpNet, &Route>, network: &Network) {
-        let destinations: Prefixes = routes.keys().copied().collect();
+    fn except_subnets(
+        &mut self,
+        wanted: &Wanted,
+        routes: &BTreeMap<IpNet, &Route>,
+        destinations: &Prefixes,
+        network: &Network,
+    ) {
         for subnet in &wanted.placement.local {
             let Some(guarded) = self.guarded.covering(subnet) else { continue };
             let by = destinations.covering(subnet);
@@ -110,9 +116,7 @@ impl Own {
 
     /// A gap splits the blackhole of the guarded prefix into longer ones. Inside the network of an interface these would
     /// block the network's other addresses, and there is no need: its route is longer than the guarded prefix.
-    fn except_outer(&mut self, wanted: &Wanted, routes: &BTreeMap<IpNet, &Route>) {
-        let unicast = routes.values().filter(|route| route.kind == RouteKind::Unicast);
-        let destinations: Prefixes = unicast.map(|route| route.destination).collect();
+    fn except_outer(&mut self, wanted: &Wanted, destinations: &Prefixes) {
         for address in wanted.outer.iter().map(|address| IpNet::from(*address)) {
             let Some(guarded) = self.guarded.covering(&address) else { continue };
             let by = destinations.covering(&address);
