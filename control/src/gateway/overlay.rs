@@ -411,14 +411,15 @@ impl Overlay {
                 continue;
             };
             changed |= if is_outdated(site) { self.outdated.insert(key) } else { self.outdated.remove(&key) };
+            let public_key = PublicKey::from_bytes(*key.as_bytes());
             // A coordinator that has restarted has not heard from all sites yet; what they said before still holds.
             if let Some(told) = &site.reachability {
-                handshakes.set_speeds(&PublicKey::from_bytes(*key.as_bytes()), told.speeds);
+                handshakes.set_speeds(&public_key, told.speeds);
             }
             let told = site.reachability.clone().unwrap_or_default();
             // Probes carry the mark, so an address inside a remote prefix, such as a default route, is reached
             // outside the tunnel. For that the guard may need a gap.
-            let peer = handshakes.peers.with_key(&PublicKey::from_bytes(*key.as_bytes()));
+            let peer = handshakes.peers.with_key(&public_key);
             if !told.candidates.is_empty() && !peer.is_some_and(is_direct) {
                 handshakes.changed(Due { ground: true, ..Due::default() });
             }
