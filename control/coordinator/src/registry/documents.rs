@@ -78,7 +78,7 @@ impl State {
             let Contents::Site(statement) = document.contents() else { continue };
             self.latest.statement = self.latest.statement.max(statement.serial);
             if let Some(number) = self.number(&statement.grant.public_key) {
-                self.documents_of(number).statement = Some(Arc::new(document.clone()));
+                self.documents_mut(number).statement = Some(Arc::new(document.clone()));
             }
         }
     }
@@ -98,7 +98,7 @@ impl State {
     /// Forgets what was signed about a site.
     pub fn drop_documents(&mut self, key: &SiteKey) {
         if let Some(number) = self.number(key) {
-            *self.documents_of(number) = SiteDocuments::default();
+            *self.documents_mut(number) = SiteDocuments::default();
         }
     }
 
@@ -108,7 +108,7 @@ impl State {
         let approved = self.number(&contents.site).filter(|number| self.site_of(*number).state == SiteState::Approved);
         if let Some(number) = approved {
             self.latest.lease = self.latest.lease.max(contents.serial);
-            let documents = self.documents_of(number);
+            let documents = self.documents_mut(number);
             (documents.lease, documents.leased) = (Some(Arc::new(lease)), Some(now));
         }
     }

@@ -178,7 +178,7 @@ impl State {
         &self.records[number as usize].documents
     }
 
-    pub(super) fn documents_of(&mut self, number: SiteNumber) -> &mut SiteDocuments {
+    pub(super) fn documents_mut(&mut self, number: SiteNumber) -> &mut SiteDocuments {
         &mut self.records[number as usize].documents
     }
 
