@@ -40,6 +40,9 @@ pub(super) struct Compare {
     /// Where the gateways run: where the scheduler puts them, on a core each, or whichever is better for each figure
     #[arg(long, value_enum, default_value_t)]
     placement: Choice,
+    /// The congestion control of the hosts' TCP, whatever is this machine's default
+    #[arg(long, value_name = "NAME", default_value = "cubic")]
+    congestion_control: String,
     /// Where report.json, report.csv and report.html go
     #[arg(long, value_name = "DIR", default_value = "penstock-compare")]
     output: PathBuf,
@@ -87,6 +90,7 @@ pub(super) fn run(options: &Compare, stop: &AtomicBool) -> anyhow::Result<()> {
                 Choice::Scheduler => vec![Placement::Scheduler],
                 Choice::Pinned => vec![Placement::Pinned],
             },
+            congestion_control: options.congestion_control.clone(),
             bench,
             penstock,
         },

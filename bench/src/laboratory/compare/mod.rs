@@ -40,6 +40,9 @@ pub struct Options {
     pub duration: Duration,
     /// The placements; each subject is measured in all that it supports.
     pub placements: Vec<Placement>,
+    /// The congestion control of the hosts' TCP, by the kernel's name. It decides how many packets come at once, so it
+    /// must not depend on what this machine happens to prefer.
+    pub congestion_control: String,
     /// This program, which is also generator, sink and forwarder.
     pub bench: PathBuf,
     /// The gateway that the comparison is about.

@@ -139,7 +139,7 @@ impl Run<'_> {
 
     /// Measures one subject in namespaces of its own. Only a signal is returned as an error.
     fn subject(&mut self, round: usize, subject: &Subject, placement: Placement, idle_load: Option<f64>) -> Result<()> {
-        let topology = Topology::new(self.folder, placement)?;
+        let topology = Topology::new(self.folder, placement, &self.options.congestion_control)?;
         self.links.get_or_insert_with(|| topology.describe_links());
         let mut running = match subject.start(&topology, self.options, self.stop) {
             Ok(running) => running,
@@ -222,5 +222,6 @@ fn surroundings(options: &Options, links: &str) -> Vec<(String, String)> {
         line("links", links),
         line("gateways", placed(&options.placements)),
         line("iperf3", &iperf3),
+        line("congestion control", &options.congestion_control),
     ]
 }

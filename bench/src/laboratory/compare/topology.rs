@@ -1,13 +1,14 @@
 //! Two hosts and two gateways in network namespaces, joined by veth pairs with one queue each. Dropping the topology
 //! removes all of it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use penstock_netns::Namespace;
 
 use super::process::{self, Process};
-use super::{Placement, Result, io_error};
+use super::{Error, Placement, Result, io_error};
 use crate::laboratory::context;
 use crate::traffic::interface::Interface;
 
@@ -69,7 +70,7 @@ impl Side {
 }
 
 impl Topology {
-    pub(super) fn new(folder: &Path, placement: Placement) -> Result<Topology> {
+    pub(super) fn new(folder: &Path, placement: Placement, congestion_control: &str) -> Result<Topology> {
         let hosts = [namespace("host-a")?, namespace("host-b")?];
         let gateways = [namespace("gateway-a")?, namespace("gateway-b")?];
         let topology = Topology { hosts, gateways, folder: folder.into(), placement };
@@ -83,6 +84,13 @@ impl Topology {
         host_b.try_ip("address add 10.102.0.2/24 dev lan\nroute add default via 10.102.0.1")?;
         for gateway in &topology.gateways {
             gateway.try_sysctl("net/ipv4/ip_forward", "1")?;
+        }
+        for host in &topology.hosts {
+            let set = host.try_sysctl("net/ipv4/tcp_congestion_control", congestion_control);
+            set.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::Failed(format!("this kernel has no {congestion_control}")),
+                _ => error.into(),
+            })?;
         }
         Ok(topology)
     }
