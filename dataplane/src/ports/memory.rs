@@ -3,7 +3,6 @@
 //! Like a device, its far side holds frames of the worker's pool and reads and writes them in place: the worker copies
 //! nothing, and what a test copies in and out does not count as the worker's time. It counts as an AF_XDP port does.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,8 +25,8 @@ pub struct Message {
 
 #[derive(Debug, Default)]
 struct Queues {
-    to_worker: VecDeque<Packet>,
-    from_worker: VecDeque<Packet>,
+    to_worker: Vec<Packet>,
+    from_worker: Vec<Packet>,
     evidence: Arc<Evidence>,
 }
 
@@ -50,14 +49,17 @@ impl Wire {
         let Some(mut frame) = pool.take() else { return false };
         frame.set(start, bytes.len());
         pool.packet_mut(&frame).copy_from_slice(bytes);
-        self.queues().to_worker.push_back(Packet { remote, tos, ..Packet::new(frame) });
+        self.queues().to_worker.push(Packet { remote, tos, ..Packet::new(frame) });
         true
     }
 
     /// Takes the oldest packet that the worker has transmitted.
     pub fn receive(&self, pool: &mut Pool) -> Option<Message> {
         let mut queues = self.queues();
-        let packet = queues.from_worker.pop_front()?;
+        if queues.from_worker.is_empty() {
+            return None;
+        }
+        let packet = queues.from_worker.remove(0);
         queues.evidence.completed(1);
         let bytes = pool.packet(&packet.frame).to_vec();
         pool.give(packet.frame);
@@ -102,13 +104,18 @@ impl Port for MemoryPort {
         let Queues { to_worker, evidence, .. } = &mut *self.wire.queues();
         let count = to_worker.len().min(batch.room());
         evidence.received(count);
-        to_worker.drain(..count).for_each(|packet| batch.push(packet));
+        if count == to_worker.len() {
+            // In one piece: one by one, each move waits for the stores of the one before it.
+            batch.packets.append(to_worker);
+        } else {
+            batch.packets.extend(to_worker.drain(..count));
+        }
     }
 
     fn transmit(&mut self, _pool: &mut Pool, batch: &mut Batch, _drops: &Drops) {
         let Queues { from_worker, evidence, .. } = &mut *self.wire.queues();
         evidence.sent(batch.len());
-        from_worker.extend(batch.drain());
+        from_worker.append(&mut batch.packets);
     }
 
     fn evidence(&self) -> Option<Arc<Evidence>> {
