@@ -36,8 +36,9 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-/// How often taking the lock is retried, and the pause in between.
-const LOCK_TRIES: u32 = 5;
+/// How often taking the lock is retried, and the pause in between: a second in all. A gateway that was killed holds it until
+/// the kernel has taken down its AF_XDP sockets, and so does a child that it was just starting.
+const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Longest lock file: a process and the path of a profile.
 const LOCK_LIMIT: u64 = 64 << 10;
@@ -244,7 +245,7 @@ impl Lock {
                 .map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
-                // Perhaps somebody is only checking: see is_taken.
+                // Perhaps its owner was just killed, or somebody is only checking: see is_taken.
                 Err(TryLockError::WouldBlock) if tries < LOCK_TRIES => {
                     tries += 1;
                     std::thread::sleep(LOCK_PAUSE);

@@ -54,6 +54,18 @@ fn a_dead_ones_lock_file_is_no_obstacle() {
 }
 
 #[test]
+fn a_lock_is_waited_for_while_its_owner_is_taken_down() {
+    let directory = tempfile::tempdir().unwrap();
+    let first = Lock::take(directory.path(), &name("a")).unwrap();
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(first);
+    });
+    let _second = Lock::take(directory.path(), &name("a")).unwrap();
+    dying.join().unwrap();
+}
+
+#[test]
 fn many_contenders_never_share_a_lock() {
     let directory = tempfile::tempdir().unwrap();
     let owners = std::sync::atomic::AtomicU32::new(0);
