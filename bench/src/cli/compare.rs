@@ -40,7 +40,7 @@ pub(super) struct Compare {
     /// Where the gateways run: where the scheduler puts them, on a core each, or whichever is better for each figure
     #[arg(long, value_enum, default_value_t)]
     placement: Choice,
-    /// The congestion control of the hosts' TCP, whatever is this machine's default
+    /// The congestion control of the hosts' TCP, whatever this machine's default is
     #[arg(long, value_name = "NAME", default_value = "cubic")]
     congestion_control: String,
     /// Where report.json, report.csv and report.html go

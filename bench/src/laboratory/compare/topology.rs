@@ -88,7 +88,9 @@ impl Topology {
         for host in &topology.hosts {
             let set = host.try_sysctl("net/ipv4/tcp_congestion_control", congestion_control);
             set.map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Error::Failed(format!("this kernel has no {congestion_control}")),
+                io::ErrorKind::NotFound => {
+                    Error::Failed(format!("this kernel has no congestion control {congestion_control}"))
+                }
                 _ => error.into(),
             })?;
         }
