@@ -36,8 +36,8 @@ const ANSWER_LIMIT: u64 = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
-/// How often taking the lock is retried, and the pause in between: a second in all. A gateway that was killed holds it until
-/// the kernel has taken down its AF_XDP sockets, and so does a child that it was just starting.
+/// How often taking the lock is retried, and the pause in between: a second in all. A gateway that was killed holds it
+/// until the kernel has taken down its AF_XDP sockets, and so does a child that it was just starting.
 const LOCK_TRIES: u32 = 50;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Longest lock file: a process and the path of a profile.

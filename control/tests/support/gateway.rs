@@ -271,8 +271,8 @@ impl Gateway {
         let ready = super::holds_within(PATIENCE, || {
             ended = self.process.ended();
             // wg removes a socket on which nobody listens yet, so it must not be the first to connect. A process that a
-            // killed gateway was just starting holds the old socket for a moment, and answers nothing. And a gateway may
-            // find a reason to end once it has the socket.
+            // killed gateway was just starting holds the old socket for a moment, and answers nothing. And a gateway
+            // may find a reason to end once it has the socket.
             let listens = ended.is_none() && UnixStream::connect(socket(&name)).is_ok();
             let answer = if listens { wg_try(&["show", &name]) } else { Err("nobody listens".to_owned()) };
             complaint = answer.as_ref().err().cloned().unwrap_or_default();
