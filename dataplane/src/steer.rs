@@ -11,6 +11,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
@@ -25,6 +26,7 @@ pub use error::{AttachError, SteerError};
 use error::{
     accessing, errno, loading, on_queue, refused_by_interface, refused_by_loader, refused_by_verifier, too_old,
 };
+use kernel::LinkState;
 pub use kernel::has_tcx_programs;
 
 /// All programs, built by `scripts/build-ebpf`.
@@ -38,6 +40,11 @@ static LOADER: LazyLock<Mutex<EbpfLoader<'static>>> = LazyLock::new(|| {
     loader.btf(None);
     Mutex::new(loader)
 });
+
+/// How often, and at which intervals, a detached program is looked for. A second in all: a program that something else
+/// keeps attached stays.
+const DETACH_TRIES: u32 = 500;
+const DETACH_PAUSE: Duration = Duration::from_millis(2);
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,8 +273,7 @@ struct Attachment {
     /// The loaded program.
     object: Ebpf,
     name: &'static str,
-    /// Keeps it attached.
-    link: Option<FdLink>,
+    link: Option<Link>,
     mode: XdpMode,
     fallback: Option<String>,
     sockets: XskMap<MapData>,
@@ -348,7 +354,7 @@ fn program<'a>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, 
 }
 
 /// Attaches the loaded program in one mode, through a bpf_link and nothing else.
-fn link(program: &mut Xdp, target: &Target<'_>, mode: XdpMode) -> Result<FdLink, AttachError> {
+fn link(program: &mut Xdp, target: &Target<'_>, mode: XdpMode) -> Result<Link, AttachError> {
     let flags = match mode {
         XdpMode::Native => xdp::XdpMode::Driver,
         XdpMode::Generic => xdp::XdpMode::Skb,
@@ -358,7 +364,31 @@ fn link(program: &mut Xdp, target: &Target<'_>, mode: XdpMode) -> Result<FdLink,
         .map_err(|error| refused_by_interface(target, mode, &error))?;
     // Without a bpf_link aya attaches over netlink, and that would outlive a crash. Here the value
     // that doesn't convert is dropped, which detaches.
-    program.take_link(id).map_err(|error| loading(&error))?.try_into().map_err(|_| too_old())
+    let link: FdLink = program.take_link(id).map_err(|error| loading(&error))?.try_into().map_err(|_| too_old())?;
+    let program = link.info().map_err(|error| loading(&error))?.program_id();
+    Ok(Link { link: Some(link), program, ifindex: target.ifindex })
+}
+
+/// Keeps a program attached. Dropping it detaches the program, and waits until it is.
+struct Link {
+    link: Option<FdLink>,
+    /// The program's id.
+    program: u32,
+    ifindex: u32,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The kernel detaches when the last copy of the descriptor is closed. A child process that another thread is
+        // just starting has copies of all descriptors until its exec.
+        self.link = None;
+        for _ in 0..DETACH_TRIES {
+            match LinkState::query(self.ifindex) {
+                Ok(state) if state.xdp_program == Some(self.program) => std::thread::sleep(DETACH_PAUSE),
+                _ => break,
+            }
+        }
+    }
 }
 
 fn prefix_key(address: IpAddr, len: u8) -> Result<Key<AddressKey>, SteerError> {

@@ -7,17 +7,20 @@
 //! Each test has a thread with its own network namespace.
 
 use std::collections::HashMap;
+use std::fs::DirEntry;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::process::Command;
+use std::time::Duration;
 
 use penstock_dataplane::steer::{
     AttachError, AttachMode, LanConfig, LanSteering, OuterFamily, SteerError, WanSteering, XdpMode, ethernet_offset,
 };
 use penstock_netns::Namespace;
 use penstock_wire::MAX_QUEUES;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use xsk_rs::config::{BindFlags, LibxdpFlags, SocketConfig, UmemConfig};
 use xsk_rs::{FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
@@ -323,6 +326,42 @@ fn attaching_again_does_not_read_the_kernels_types_again() {
         let bytes = read() - before;
         assert!(bytes < 1 << 20, "{bytes} bytes");
     });
+}
+
+/// A child process that is just being started has copies of the links until its exec, which keep programs attached.
+#[test]
+fn a_program_whose_link_is_held_elsewhere_is_waited_for() {
+    in_namespace(|| {
+        let mut steering = WanSteering::attach("near", index_of("near"), PORT, AttachMode::Auto).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(hold(links()));
+            steering.attach_again("near", index_of("near")).unwrap();
+            scope.spawn(hold(links()));
+            drop(steering);
+            assert!(!is_attached("near"));
+        });
+    });
+}
+
+/// What holds the descriptors for a moment.
+fn hold(descriptors: Vec<OwnedFd>) -> impl FnOnce() + Send {
+    assert!(!descriptors.is_empty());
+    move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(descriptors);
+    }
+}
+
+/// Copies of the descriptors that keep programs of this process attached.
+fn links() -> Vec<OwnedFd> {
+    let itself = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    let open = std::fs::read_dir("/proc/self/fd").unwrap().map(Result::unwrap);
+    let links = open.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("anon_inode:bpf_link")));
+    let copy = |fd: DirEntry| {
+        let number = fd.file_name().to_str().unwrap().parse().unwrap();
+        pidfd_getfd(&itself, number, PidfdGetfdFlags::empty())
+    };
+    links.filter_map(|fd| copy(fd).ok()).collect()
 }
 
 #[test]
