@@ -372,14 +372,15 @@ impl Plane {
         let count = self.sockets.count();
         let name = self.config.name.as_str();
         let mtu = self.parts.mtu();
-        if self.tun.len() != count {
-            self.tun.clear();
-        }
-        let tun = if self.tun.is_empty() {
-            let config = TunConfig { name: name.to_owned(), mtu, queues: count };
-            TunPort::open(&config).with_context(|| format!("cannot create the tun device {name}"))?
-        } else {
+        let tun = if self.tun.len() == count {
             self.tun.iter().cloned().map(TunPort::on).collect()
+        } else {
+            let config = TunConfig { name: name.to_owned(), mtu, queues: count };
+            let replaces = !self.tun.is_empty();
+            self.tun.clear();
+            let open = || TunPort::open(&config);
+            let opened = if replaces { ports::patiently(open) } else { open() };
+            opened.with_context(|| format!("cannot create the tun device {name}"))?
         };
         self.tun = tun.iter().map(|port| port.queue().clone()).collect();
         let (settings, kernel) =

@@ -7,7 +7,7 @@
 //! The last port of each side is the kernel's, and takes packets whose next hop has no link.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use crate::netlink::Interface;
 const SPARE_FRAMES: u32 = 16 * BATCH as u32;
 /// A worker's frames without AF_XDP.
 const SOCKET_FRAMES: u32 = 4096;
-/// How often a queue that is in use is retried, and the pause in between.
+/// How often what is in use is tried again, and the pause in between: a second in all.
 const BUSY_TRIES: u32 = 200;
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -270,16 +270,21 @@ fn bind(
     Ok(())
 }
 
-/// The kernel releases a queue a moment after the last socket on it was closed, so a gateway that replaces another has
-/// to wait for it.
-fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+/// Waits for what a closed socket or device still holds: the kernel releases it a moment after the last copy of the
+/// descriptor was closed, and a child process that another thread is just starting has copies of all until its exec.
+///
+/// # Errors
+/// The last one.
+pub fn patiently<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..BUSY_TRIES {
-        match bind() {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(BUSY_PAUSE),
+        match open() {
+            Err(e) if matches!(e.kind(), ErrorKind::ResourceBusy | ErrorKind::AlreadyExists) => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
             other => return other,
         }
     }
-    bind()
+    open()
 }
 
 fn pool(xdp_ports: u32) -> Result<Pool> {
