@@ -104,7 +104,9 @@ impl Bypass {
 pub fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     let Gateway { bypass, plane, ground, site, .. } = gateway;
     if bypass.read_at.is_some_and(|at| at <= now) {
-        bypass.read_at = Some(now + READ_EVERY);
+        // What is being read now may be older than the change.
+        let later = if bypass.reading.is_some() { READ_DELAY } else { READ_EVERY };
+        bypass.read_at = Some(now + later);
         if bypass.reading.is_none() && plane.drives().heed_rules() {
             let interfaces = interfaces(plane.drives(), site, ground.network());
             bypass.reading = Some(tokio::task::spawn_blocking(move || read(&interfaces)));

@@ -28,6 +28,9 @@ use crate::coordination::{CandidateKind, NatType};
 /// Guesses that may still be answered: those of 5 s at the normal pace.
 const MAX_GUESSES: usize = 512;
 
+/// The most guesses that are made up for at once.
+const MOST_LATE: u32 = 5;
+
 #[derive(Default)]
 pub(crate) struct Birthday {
     state: State,
@@ -187,7 +190,10 @@ impl Peer {
                 close(shared, sockets);
             }
             State::Spraying { ports, due } if *due <= now => {
-                *due = now + shared.config.timings.birthday_pace;
+                // What a late call missed is made up for, but not all at once: only guesses within the other side's time
+                // count.
+                let pace = shared.config.timings.birthday_pace;
+                *due = (*due + pace).max(now - MOST_LATE * pace);
                 match ports.pop() {
                     Some(to) => self.guess(now, shared, to),
                     None => self.birthday.state = State::Idle,
