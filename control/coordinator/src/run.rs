@@ -68,7 +68,7 @@ pub struct Coordinator {
     tasks: JoinSet<()>,
     sockets: JoinSet<()>,
     // Held as long as we use the directory.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// Why a coordinator does not run.
@@ -350,8 +350,19 @@ async fn follow(registry: Arc<Registry>, mut reader: Reader, mut follower: Follo
     }
 }
 
+/// A locked state directory.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it would not be enough while a child process that is just being started has a copy.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Makes the state directory, for its owner only, and locks it.
-pub(crate) fn take(directory: &Path) -> Result<File, StartError> {
+pub(crate) fn take(directory: &Path) -> Result<Lock, StartError> {
     let failed = |path: &Path, error| StartError::Directory { path: path.to_owned(), error };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|error| failed(directory, error))?;
     owner::check(directory, &directory.metadata().map_err(|error| failed(directory, error))?)?;
@@ -359,7 +370,7 @@ pub(crate) fn take(directory: &Path) -> Result<File, StartError> {
     let lock = File::options().write(true).create(true).truncate(false).open(&path);
     let lock = lock.map_err(|error| failed(&path, error))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock(lock)),
         Err(TryLockError::WouldBlock) => Err(StartError::Taken(directory.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(&path, error)),
     }

@@ -1,7 +1,6 @@
 //! A relay on a machine of its own: UDP and TLS streams like those of the coordinator's relay; the coordinator tells it
 //! who may talk.
 
-use std::fs::File;
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use crate::certificate::Identity;
 use crate::config::Serving;
 use crate::metrics::{self, Snapshot};
 use crate::pulse::{Calls, Program, Pulse};
-use crate::run::{Served, StartError, listen, serve, take};
+use crate::run::{Lock, Served, StartError, listen, serve, take};
 use crate::server::{self, Stop, Streams};
 use crate::udp::{self, Sockets};
 
@@ -57,7 +56,7 @@ pub struct RelayProcess {
     _stop: watch::Sender<bool>,
     _certificate: watch::Sender<Arc<rustls::ServerConfig>>,
     _tasks: [JoinSet<()>; 2],
-    _lock: File,
+    _lock: Lock,
 }
 
 impl RelayProcess {

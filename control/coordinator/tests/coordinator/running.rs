@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use penstock_coordinator::admin::{Answer, Request, SiteStatus, ask};
 use penstock_coordinator::config::{Config, Document};
 use penstock_coordinator::policy::Policy;
-use penstock_coordinator::run::{Coordinator, StartError};
+use penstock_coordinator::run::Coordinator;
 use penstock_proto::coordination::{EnrolmentKey, Fingerprint};
 
 use crate::client::{Connection, Failure, Gateway, HOST};
@@ -36,16 +36,7 @@ impl Running {
     pub async fn start_with(directory: tempfile::TempDir, document: Document) -> Self {
         let document = Document { state: Some(directory.path().to_owned()), ..document };
         let config: Config = document.try_into().unwrap();
-        // A process that another test forks holds the directory's lock for a moment, until it calls exec.
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let coordinator = loop {
-            match Coordinator::start(config.clone()).await {
-                Err(StartError::Taken(_)) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                started => break started.unwrap(),
-            }
-        };
+        let coordinator = Coordinator::start(config).await.unwrap();
         let address = coordinator.addresses()[0];
         let udp = coordinator.udp_addresses()[0];
         keep_addresses(directory.path(), address, udp);
