@@ -11,12 +11,15 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use penstock_netns::eventually;
 use rustix::process::Signal;
 use support::Running;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_penstock-bench");
 /// Two subjects, six measurements of a second each, with the set-up of a busy machine.
 const LONG_ENOUGH: Duration = Duration::from_secs(120);
+/// What takes a second or two.
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn the_page_and_the_table_hold_what_was_measured_and_nothing_is_left() {
@@ -80,12 +83,13 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    for (signal, wait) in [(Signal::INT, 500), (Signal::TERM, 4000), (Signal::HUP, 2500)] {
+    for (signal, wait) in [(Signal::INT, 0), (Signal::TERM, 4000), (Signal::HUP, 2500)] {
         let mut child = start(compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()));
         let pid = child.0.id();
+        eventually(SOON, "it waits for signals", || catches(pid, signal));
         std::thread::sleep(Duration::from_millis(wait));
         child.signal(signal);
-        assert!(child.ends_within(Duration::from_secs(20)), "it goes on after {signal:?}");
+        assert!(child.ends_within(SOON), "it goes on after {signal:?}");
         let mut said = String::new();
         child.0.stderr.take().expect("piped").read_to_string(&mut said).expect("standard error reads");
         assert!(!child.0.wait().expect("it ended").success() && said.contains("stopped by a signal"), "{said}");
@@ -103,16 +107,15 @@ fn what_a_killed_run_left_goes_with_the_next() {
     let begin = || start(compare(folder.path(), folder.path(), "50").stderr(Stdio::null()));
     let killed = begin();
     let pid = killed.0.id();
-    std::thread::sleep(Duration::from_millis(2500));
+    eventually(SOON, "there are namespaces", || !namespaces_of(pid).is_empty());
+    std::thread::sleep(Duration::from_millis(500));
     // This sends SIGKILL.
     drop(killed);
-    assert!(!namespaces_of(pid).is_empty(), "the run was killed before it began");
+    assert!(!namespaces_of(pid).is_empty(), "it ended by itself");
     let mut next = begin();
-    std::thread::sleep(Duration::from_millis(2500));
-    let left = namespaces_of(pid);
+    eventually(SOON, "they are gone", || namespaces_of(pid).is_empty());
     next.signal(Signal::INT);
-    assert!(next.ends_within(Duration::from_secs(20)));
-    assert!(left.is_empty(), "{left:?}");
+    assert!(next.ends_within(SOON));
     nothing_is_left(pid, folder.path());
 }
 
@@ -158,6 +161,14 @@ fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
     command.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null());
     command.args(["--rounds", rounds]);
     command
+}
+
+/// Whether a process has a handler for a signal.
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    caught & 1 << (signal.as_raw() - 1) != 0
 }
 
 fn namespaces_of(pid: u32) -> Vec<String> {

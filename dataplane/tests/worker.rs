@@ -769,10 +769,11 @@ fn what_waits_for_the_rate_leaves_in_another_order_with_counters_in_order() {
     let mut urgent = packet(A, B, 64, &[2; 40]);
     urgent[1] = 0xc0;
     a.send_lan(&urgent);
-    a.send_lan(&packet(A, B, 64, &[3; 40]));
+    // Four, since a flow may by chance share the place of another.
+    (3..7).for_each(|flow| assert!(a.send_lan(&packet(A, B, 64, &[flow; 40]))));
     let begun = Instant::now();
     let mut order = Vec::new();
-    while order.len() < 62 {
+    while order.len() < 65 {
         assert!(begun.elapsed() < Duration::from_secs(10), "{order:?}");
         a.turn();
         let carried = carry(&mut a, &mut b);
@@ -782,16 +783,17 @@ fn what_waits_for_the_rate_leaves_in_another_order_with_counters_in_order() {
     // 60 outer packets of 1,468 bytes, less the allowed burst.
     let least = Duration::from_secs_f64(60.0 * 1468.0 * 8.0 / RATE as f64) - Duration::from_millis(10);
     assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
-    assert!(order.into_iter().eq(0..62), "counters are in the order of sending");
+    assert!(order.into_iter().eq(0..65), "counters are in the order of sending");
     b.turn();
     let inner: Vec<_> = std::iter::from_fn(|| b.sent_to_lan()).map(|message| message.bytes).collect();
     let place = |mark: u8| inner.iter().position(|packet| packet[20] == mark).unwrap();
-    let (urgent, sparse) = (place(2), place(3));
-    assert!(urgent < sparse && sparse < 12, "{urgent} {sparse}");
+    let (urgent, sparse) = (place(2), [3, 4, 5, 6].map(place));
+    assert!(sparse.iter().all(|sparse| urgent < *sparse), "{urgent} {sparse:?}");
+    assert!(sparse.iter().filter(|sparse| **sparse < 16).count() >= 3, "{sparse:?}");
     let bulk: Vec<u8> = inner.iter().filter(|packet| packet[20] == 1).map(|packet| packet[24]).collect();
     assert!(bulk.into_iter().eq(0..60), "a flow stays in order");
     let shaped = a.engine.work().next().unwrap().shaped;
-    assert_eq!((shaped.packets, shaped.waiting_packets, shaped.waiting_bytes), (62, 0, 0));
+    assert_eq!((shaped.packets, shaped.waiting_packets, shaped.waiting_bytes), (65, 0, 0));
     assert_eq!((a.all_drops(), b.all_drops()), (0, 0));
 }
 

@@ -117,11 +117,11 @@ async fn commands_reach_the_gateway() {
 #[tokio::test]
 async fn a_gateway_that_stops_at_once_is_gone() {
     let directory = tempfile::tempdir().unwrap();
-    let service = serve_in(directory.path(), &name("a")).unwrap();
+    let mut service = serve_in(directory.path(), &name("a")).unwrap();
     let place = directory.path().to_owned();
     let client = tokio::task::spawn_blocking(move || ask(&place, &name("a"), Command::Stop));
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    drop(service);
+    let request = service.requests.recv().await;
+    drop((request, service));
     assert!(matches!(client.await.unwrap(), Err(AskError::Gone)));
     let place = directory.path().to_owned();
     assert!(matches!(ask(&place, &name("a"), Command::Stop), Err(AskError::NotRunning)));

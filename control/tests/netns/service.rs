@@ -1,9 +1,12 @@
 //! A gateway as run by systemd: its privileges, what it tells the service manager, and when it counts as dead.
 
 use crate::support::*;
+use std::net::Shutdown;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// After this time the service manager considers a silent gateway dead.
@@ -154,32 +157,39 @@ fn a_gateway_of_plain_root_keeps_only_what_it_needs() {
 
 /// The receiving side of a service manager.
 struct Manager {
-    socket: UnixDatagram,
+    socket: Arc<UnixDatagram>,
     path: PathBuf,
+    /// Read at once, as a service manager does: the sender waits when the socket has no room.
+    messages: Receiver<String>,
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl Manager {
     fn listen(site: &Site) -> Self {
         let path = site.scratch.join("notify");
-        let socket = UnixDatagram::bind(&path).expect("a socket");
-        Self { socket, path }
+        let socket = Arc::new(UnixDatagram::bind(&path).expect("a socket"));
+        let (reading, (sender, messages)) = (Arc::clone(&socket), channel());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = reading.recv(&mut buffer) {
+                if sender.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { socket, path, messages }
     }
 
     /// What is reported within `limit`, message by message, until `enough` is true.
     fn receives(&self, limit: Duration, mut enough: impl FnMut(&str) -> bool) -> bool {
         let deadline = Instant::now() + limit;
-        let mut buffer = [0; 4096];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            self.socket.set_read_timeout(Some(left)).expect("a timeout");
-            let Ok(length) = self.socket.recv(&mut buffer) else { return false };
-            if String::from_utf8_lossy(&buffer[..length]).lines().any(&mut enough) {
-                return true;
-            }
-        }
+        let next = || self.messages.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).any(|message| message.lines().any(&mut enough))
     }
 }
 

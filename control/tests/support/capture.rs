@@ -51,6 +51,10 @@ impl Capture {
     pub fn stop(mut self) -> Vec<Frame> {
         // Packets that are still on their way through the kernel to the file.
         super::pause(150);
+        // On a busy machine it may have been off its core all the time. Once it sleeps, it has read everything.
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        let sleeps = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+        eventually(PATIENCE, "tcpdump has read everything", sleeps);
         self.process.interrupt();
         frames(&std::fs::read(&self.file).expect("capture file"))
     }

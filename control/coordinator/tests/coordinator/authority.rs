@@ -66,16 +66,18 @@ impl Authority {
         dns.args(["-http01", "", "-https01", "", "-tlsalpn01", "", "-management", &at(DNS_PORT + 2)]);
         let mut pebble = Command::new("pebble");
         pebble.arg("-config").arg(file).args(["-dnsserver", &at(DNS_PORT)]);
-        // Validate at once, and each time.
-        pebble.envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_AUTHZREUSE", "0")]);
+        // Validate at once, and each time, and take every valid nonce.
+        pebble.envs([("PEBBLE_VA_NOSLEEP", "1"), ("PEBBLE_AUTHZREUSE", "0"), ("PEBBLE_WFE_NONCEREJECT", "0")]);
         for mut command in [dns, pebble] {
             let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             self.processes.push(quiet.spawn().expect("pebble is missing: scripts/setup --test installs it"));
         }
         let deadline = Instant::now() + Duration::from_secs(10);
-        while std::net::TcpStream::connect((address, DIRECTORY_PORT)).is_err() {
-            assert!(Instant::now() < deadline, "pebble does not start");
-            std::thread::sleep(Duration::from_millis(20));
+        for port in [DIRECTORY_PORT, MANAGEMENT_PORT] {
+            while std::net::TcpStream::connect((address, port)).is_err() {
+                assert!(Instant::now() < deadline, "pebble does not start");
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
 

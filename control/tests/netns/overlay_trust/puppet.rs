@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::coordinator_client::relay::Certificate;
-use crate::support::Namespace;
+use crate::support::{Namespace, PATIENCE, eventually};
 
 /// What a gateway is shown, at once and whenever it reconnects.
 #[derive(Clone)]
@@ -60,7 +60,13 @@ impl Puppet {
     /// Starts it, again with the same certificate.
     pub fn run(&mut self) {
         let address = self.address;
-        let listener = self.namespace.enter(|| TcpListener::bind(address)).expect("a port");
+        let mut listener = None;
+        // The runtime that was shut down drops its listener a moment later.
+        eventually(PATIENCE, "the port is free", || {
+            listener = self.namespace.enter(|| TcpListener::bind(address)).ok();
+            listener.is_some()
+        });
+        let listener = listener.expect("a port");
         listener.set_nonblocking(true).expect("nonblocking");
         let tls = TlsAcceptor::from(self.certificate.config.clone());
         let (script, changed) = (self.script.clone(), self.changed.subscribe());
