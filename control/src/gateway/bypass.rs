@@ -84,7 +84,12 @@ impl Bypass {
 
     /// When [`handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.read_at, self.judge_at].into_iter().flatten().min()
+        [self.reads_at(), self.judge_at].into_iter().flatten().min()
+    }
+
+    /// When to read the rules. Not while they are being read, which may have begun before they changed.
+    fn reads_at(&self) -> Option<Instant> {
+        self.read_at.filter(|_| self.reading.is_none())
     }
 
     /// The rules, whenever they have been read again. Cancel safe.
@@ -103,11 +108,9 @@ impl Bypass {
 /// Does what is due.
 pub fn handle_timeout(gateway: &mut Gateway, now: Instant) {
     let Gateway { bypass, plane, ground, site, .. } = gateway;
-    if bypass.read_at.is_some_and(|at| at <= now) {
-        // What is being read now may be older than the change.
-        let later = if bypass.reading.is_some() { READ_DELAY } else { READ_EVERY };
-        bypass.read_at = Some(now + later);
-        if bypass.reading.is_none() && plane.drives().heed_rules() {
+    if bypass.reads_at().is_some_and(|at| at <= now) {
+        bypass.read_at = Some(now + READ_EVERY);
+        if plane.drives().heed_rules() {
             let interfaces = interfaces(plane.drives(), site, ground.network());
             bypass.reading = Some(tokio::task::spawn_blocking(move || read(&interfaces)));
         }

@@ -68,18 +68,6 @@ enum Sender {
     Restarted,
 }
 
-/// Restarts until an outage is short enough, three times at most: a busy machine may prolong one.
-fn flows_within_limit(stream: &Stream, what: &str, mut restart: impl FnMut()) {
-    let outage = || {
-        restart();
-        let up = Instant::now();
-        stream.await_echo();
-        up.elapsed()
-    };
-    let outages: Vec<_> = std::iter::repeat_with(outage).take(3).take_while(|outage| *outage >= LIMIT).collect();
-    assert!(outages.len() < 3, "{what}: {outages:?}");
-}
-
 /// B restarts, and knows A's address only from A's earlier packets.
 fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
     if !ready(&other.program().into_iter().collect::<Vec<_>>()) {
@@ -106,13 +94,15 @@ fn traffic_flows_within_a_second(kind: Kind, other: Kind) {
             let echo = UdpEcho::start(&to.host, to.host4());
             let stream = Stream::start(&from.host, echo.address);
             stream.await_echo();
-            flows_within_limit(&stream, &format!("{kind:?} {end:?}, {sender:?} sends"), || {
-                match end {
-                    End::Terminated => assert!(b.terminate().success()),
-                    End::Killed => b.kill(),
-                }
-                b.restart();
-            });
+            match end {
+                End::Terminated => assert!(b.terminate().success()),
+                End::Killed => b.kill(),
+            }
+            b.restart();
+            let up = Instant::now();
+            stream.await_echo();
+            let outage = up.elapsed();
+            assert!(outage < LIMIT, "{kind:?} {end:?}, {sender:?} sends: {outage:?}");
         }
     }
 }
@@ -128,11 +118,13 @@ fn data_calls(kind: Kind) {
     let echo = UdpEcho::start(&topology.b.host, topology.b.host4());
     let stream = Stream::start(&topology.a.host, echo.address);
     stream.await_echo();
-    flows_within_limit(&stream, &format!("{kind:?}"), || {
-        b.kill();
-        let _ = std::fs::remove_file(topology.b.scratch.join(format!("{}.endpoints", b.name())));
-        b.restart();
-    });
+    b.kill();
+    let _ = std::fs::remove_file(topology.b.scratch.join(format!("{}.endpoints", b.name())));
+    b.restart();
+    let up = Instant::now();
+    stream.await_echo();
+    let outage = up.elapsed();
+    assert!(outage < LIMIT, "{kind:?}: {outage:?}");
     assert!(b.drops("unknown-session") > 0);
 }
 

@@ -190,8 +190,7 @@ impl Peer {
                 close(shared, sockets);
             }
             State::Spraying { ports, due } if *due <= now => {
-                // What a late call missed is made up for, but not all at once: only guesses within the other side's time
-                // count.
+                // Late guesses are made up for, a few at once: the other side holds its sockets only for a while.
                 let pace = shared.config.timings.birthday_pace;
                 *due = (*due + pace).max(now - MOST_LATE * pace);
                 match ports.pop() {
