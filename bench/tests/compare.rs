@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use penstock_netns::eventually;
+use penstock_netns::{eventually, has_signal};
 use rustix::process::Signal;
 use support::Running;
 
@@ -86,7 +86,7 @@ fn a_signal_ends_it_at_once_and_leaves_nothing() {
     for (signal, wait) in [(Signal::INT, 0), (Signal::TERM, 4000), (Signal::HUP, 2500)] {
         let mut child = start(compare(folder.path(), folder.path(), "50").stderr(Stdio::piped()));
         let pid = child.0.id();
-        eventually(SOON, "it waits for signals", || catches(pid, signal));
+        eventually(SOON, "it waits for signals", || has_signal(pid, "SigCgt", signal));
         std::thread::sleep(Duration::from_millis(wait));
         child.signal(signal);
         assert!(child.ends_within(SOON), "it goes on after {signal:?}");
@@ -161,14 +161,6 @@ fn compare(output: &Path, temporary: &Path, rounds: &str) -> Command {
     command.env("TMPDIR", temporary).stdin(Stdio::null()).stdout(Stdio::null());
     command.args(["--rounds", rounds]);
     command
-}
-
-/// Whether a process has a handler for a signal.
-fn catches(pid: u32, signal: Signal) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
-    caught & 1 << (signal.as_raw() - 1) != 0
 }
 
 fn namespaces_of(pid: u32) -> Vec<String> {

@@ -16,7 +16,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Once};
 
-pub use process::{Process, eventually, holds_within};
+pub use process::{Process, eventually, has_signal, holds_within};
 use rustix::process::{Pid, Signal};
 use rustix::thread::CapabilitySet;
 

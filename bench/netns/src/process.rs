@@ -130,6 +130,14 @@ impl Drop for Process {
     }
 }
 
+/// Whether a process has the signal in a set that `/proc/PID/status` names, such as `SigCgt` for those that it handles.
+pub fn has_signal(pid: u32, set: &str, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal.as_raw() - 1) & 1 == 1
+}
+
 /// Waits until `condition` holds, and prints how long that took if it took a second, so that a test that fails shows
 /// which of its steps were slow.
 ///

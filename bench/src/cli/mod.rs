@@ -9,7 +9,6 @@ mod report;
 mod sink;
 mod wire;
 
-use std::fs;
 use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,6 +17,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use penstock_netns::has_signal;
+use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The parser of the arguments, for man pages and completions.
@@ -86,19 +87,12 @@ impl Cli {
 /// A flag that SIGTERM and SIGINT set, and SIGHUP, which comes when the terminal is closed. The measurement then ends.
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let hangup = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    // Unless this program was started with it ignored, as `nohup` does.
+    let hangup = (!has_signal(std::process::id(), "SigIgn", Signal::HUP)).then_some(SIGHUP);
     for signal in [SIGTERM, SIGINT].into_iter().chain(hangup) {
         signal_hook::flag::register(signal, stop.clone()).context("cannot catch signals")?;
     }
     Ok(stop)
-}
-
-/// Was this program started with the signal ignored, as `nohup` does?
-fn is_ignored(signal: i32) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal - 1) & 1 == 1
 }
 
 /// Tells the program that started this one, on standard error, that packets can be sent.
