@@ -789,7 +789,7 @@ fn what_waits_for_the_rate_leaves_in_another_order_with_counters_in_order() {
     let place = |mark: u8| inner.iter().position(|packet| packet[20] == mark).unwrap();
     let (urgent, sparse) = (place(2), [3, 4, 5, 6].map(place));
     assert!(sparse.iter().all(|sparse| urgent < *sparse), "{urgent} {sparse:?}");
-    assert!(sparse.iter().filter(|sparse| **sparse < 16).count() >= 3, "{sparse:?}");
+    assert!(sparse.iter().filter(|sparse| **sparse < 12).count() >= 3, "{sparse:?}");
     let bulk: Vec<u8> = inner.iter().filter(|packet| packet[20] == 1).map(|packet| packet[24]).collect();
     assert!(bulk.into_iter().eq(0..60), "a flow stays in order");
     let shaped = a.engine.work().next().unwrap().shaped;

@@ -50,7 +50,8 @@ fn bytes_are_counted_exactly() {
         b.peers[0].endpoint = None;
         let (a, b) = (Gateway::start(&topology.a, a), Gateway::start(&topology.b, b));
         assert_eq!(a.transfer(&b.public_key()), (0, 0));
-        let options = ["-c", "10", "-i", "0.05"];
+        // Slow enough that no answer is late, which would be asked for again.
+        let options = ["-c", "10", "-i", "0.2"];
         let pings = ping(&topology.a.host, topology.b.host4(), &options);
         assert!(pings.all_answered(), "{kind:?}: {}", pings.text);
         pause(200);
